@@ -1,0 +1,5 @@
+"""Teachers: frozen models, and the weights that make them."""
+
+from composer_distill.teachers.teacher import Teacher
+
+__all__ = ["Teacher"]
