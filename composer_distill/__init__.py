@@ -1,7 +1,8 @@
 """Knowledge distillation for MosaicML Composer."""
 
+from composer_distill.distillation import Distillation
 from composer_distill.losses import KLDivergence
 from composer_distill.teachers import Teacher
 
-__all__ = ["KLDivergence", "Teacher"]
+__all__ = ["Distillation", "KLDivergence", "Teacher"]
 __version__ = "0.1.0"

@@ -49,3 +49,12 @@ class Teacher:
     def place(self, device: torch.device) -> None:
         """Move the model to ``device``."""
         self.model.to(device)
+
+    def forward(
+        self, batch: Any, call: Callable[[nn.Module, Any], Any], extract: Callable[[Any], Any]
+    ) -> Any:
+        """Answer a batch."""
+        self.model.eval()
+        view = batch if self.input_fn is None else self.input_fn(batch)
+        output = call(self.model, view)
+        return extract(output if self.output_fn is None else self.output_fn(output))

@@ -1,0 +1,65 @@
+"""What ``Distillation`` refuses at construction, each with a remedy."""
+
+from typing import Any
+
+from torch import nn
+from torch.nn import functional as F
+
+from composer_distill.losses import DistillationLoss
+
+
+def check_loss(kd_loss_fn: Any, combine: str) -> None:
+    """Refuse at construction what can never be a distillation loss."""
+    if not callable(kd_loss_fn):
+        raise TypeError(
+            f"kd_loss_fn must be callable as (student, teacher), got {type(kd_loss_fn).__name__}. "
+            "Pass an instance such as KLDivergence()."
+        )
+    if isinstance(kd_loss_fn, type):
+        raise TypeError(
+            f"kd_loss_fn must be an instance, got the class {kd_loss_fn.__name__}. "
+            f"Pass {kd_loss_fn.__name__}()."
+        )
+    if isinstance(kd_loss_fn, nn.KLDivLoss) or kd_loss_fn is F.kl_div:
+        raise ValueError(
+            "kd_loss_fn receives logits, but torch's KL divergence needs log-probabilities of the "
+            "student and probabilities of the teacher. Use composer_distill.KLDivergence."
+        )
+    reduction = getattr(kd_loss_fn, "reduction", "mean")
+    sums = reduction == "sum" or (reduction == "none" and isinstance(kd_loss_fn, DistillationLoss))
+    if sums:
+        raise ValueError(
+            f"kd_loss_fn has reduction='{reduction}', whose value would depend on the microbatch "
+            "size or the number of classes. Use reduction='mean' and a larger kd_loss_weight."
+        )
+    if combine not in ("logits", "probabilities"):
+        raise ValueError(f"combine must be 'logits' or 'probabilities', got {combine!r}.")
+    if combine == "probabilities" and not hasattr(kd_loss_fn, "temperature"):
+        raise ValueError(
+            "combine='probabilities' mixes at the temperature of the loss, but kd_loss_fn has no "
+            "attribute 'temperature'. Use KLDivergence(temperature=...) or combine='logits'."
+        )
+
+
+def check_sample_size(n_sampled: Any, n_teachers: int) -> None:
+    """Refuse a number of teachers that can't be drawn."""
+    if n_sampled is None:
+        return
+    if not isinstance(n_sampled, int) or isinstance(n_sampled, bool):
+        raise TypeError(
+            "n_teachers_to_sample must be an integer or None, "
+            f"got {type(n_sampled).__name__}. None lets all teachers answer."
+        )
+    if not 1 <= n_sampled <= n_teachers:
+        raise ValueError(
+            f"n_teachers_to_sample must lie in [1, {n_teachers}], the number of teachers, "
+            f"got {n_sampled}. None lets all teachers answer."
+        )
+
+
+def describe(value: Any) -> str:
+    """Return a repr without a memory address."""
+    text = repr(value)
+    if " at 0x" not in text:
+        return text
+    return getattr(value, "__qualname__", type(value).__name__)

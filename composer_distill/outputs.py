@@ -1,0 +1,176 @@
+"""What goes into a model and what comes out: the forward contract, in plain torch.
+
+A batch is a tensor, a tuple or list whose first element is the input, or a mapping of names to
+tensors. An output is a tensor, a mapping or object with ``logits``, or a tuple.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+LABEL_KEYS = frozenset(
+    ("labels", "label", "label_ids", "next_sentence_label", "start_positions", "end_positions")
+)
+"""Keys of a mapping batch that teachers never see: a model that reads them computes a loss."""
+
+
+def copy_batch(batch: Any) -> Any:
+    """Return a shallow copy of a batch's containers; the tensors are shared.
+
+    Taken after the student's forward, it keeps the view that the student saw even if an algorithm
+    later smooths or mixes the labels inside the same dict or list.
+    """
+    if isinstance(batch, dict):
+        return {key: copy_batch(value) for key, value in batch.items()}
+    if isinstance(batch, list):
+        return [copy_batch(value) for value in batch]
+    return batch
+
+
+def call_model(model: nn.Module, batch: Any) -> Any:
+    """Run a model's forward on a batch, without labels and without changing the batch.
+
+    A ``ComposerModel`` takes the whole batch. A plain module takes the batch's first element; where
+    that is a mapping, as for Hugging Face models, its entries become the keyword arguments that the
+    module's forward names, or the mapping itself the only argument where it names none of them.
+
+    Args:
+        model: The model, in the mode that it should run in.
+        batch: A tensor, a tuple or list, or a mapping.
+
+    Returns:
+        Whatever the model returns.
+    """
+    if hasattr(model, "eval_forward"):  # a ComposerModel
+        if isinstance(batch, Mapping) and hasattr(
+            model, "model_forward_args"
+        ):  # a HuggingFaceModel
+            wrapped = getattr(model, "model", model)
+            batch = _language_inputs(wrapped, batch, set(model.model_forward_args))  # pyright: ignore[reportArgumentType]
+        return model(batch)
+    inputs = batch[0] if isinstance(batch, Sequence) else batch
+    if not isinstance(inputs, Mapping):
+        return model(inputs)
+    names = _forward_names(model)
+    unlabelled = {key: value for key, value in inputs.items() if key not in LABEL_KEYS}
+    if names is not None and not names & unlabelled.keys():
+        return model(unlabelled)
+    return model(**_language_inputs(model, inputs, names))
+
+
+def extract_logits(output: Any, owner: str) -> Tensor:
+    """Take the logits out of a model's output.
+
+    Args:
+        output: A tensor; a mapping or object with ``logits``; a mapping with a single tensor; a
+            tuple or list, whose first tensor that is no scalar counts (a loss may come before it).
+        owner: Whose output it is, for errors.
+
+    Returns:
+        The logits, a floating-point tensor.
+
+    Raises:
+        TypeError: If there are no logits to be found, or they are not floating-point.
+
+    Example:
+        >>> import torch
+        >>> extract_logits({"logits": torch.zeros(2, 3)}, "the student").shape
+        torch.Size([2, 3])
+    """
+    logits = _find_logits(output)
+    if logits is None:
+        raise TypeError(
+            f"{owner}: its output must be a tensor, or hold one as 'logits', got "
+            f"{_describe(output)}. Name the tensor with Teacher(..., output_fn=...) or, for the "
+            "student, Distillation(..., student_output_fn=...)."
+        )
+    if not logits.is_floating_point():
+        raise TypeError(
+            f"{owner}: its logits must be floating-point, got {logits.dtype}. "
+            "Return the scores before argmax."
+        )
+    return logits
+
+
+def check_shapes(student: Tensor, teacher: Tensor, owner: str) -> None:
+    """Refuse a teacher whose logits do not match the student's, axis by axis.
+
+    Args:
+        student: The student's logits.
+        teacher: The teacher's logits.
+        owner: Which teacher it is, for errors.
+
+    Raises:
+        ValueError: If the shapes differ; torch's losses would broadcast them in silence.
+    """
+    if student.shape == teacher.shape:
+        return
+    message = (
+        f"{owner}: its logits have shape {tuple(teacher.shape)} where the student's have "
+        f"{tuple(student.shape)}.\n"
+    )
+    if student.ndim == teacher.ndim and student.shape[:-1] == teacher.shape[:-1]:
+        message += (
+            "The class axes differ: use a teacher trained on the student's classes, or map its "
+            "outputs with Teacher(..., output_fn=...)."
+        )
+    else:
+        message += (
+            "Both must answer the same positions: map its inputs with Teacher(..., input_fn=...) "
+            "or its outputs with Teacher(..., output_fn=...)."
+        )
+    raise ValueError(message)
+
+
+def _find_logits(output: Any) -> Tensor | None:
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        if isinstance(output.get("logits"), Tensor):
+            return output["logits"]
+        tensors = [value for value in output.values() if isinstance(value, Tensor)]
+        return tensors[0] if len(tensors) == 1 else None
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return output.logits
+    if isinstance(output, Sequence) and not isinstance(output, str):
+        return next((x for x in output if isinstance(x, Tensor) and x.ndim > 0), None)
+    return None
+
+
+def _language_inputs(
+    model: nn.Module, batch: Mapping[str, Any], names: set[str] | None
+) -> dict[str, Any]:
+    """Return the keyword arguments for ``model``: no labels, no cache, a decoder's inputs made."""
+    inputs = {
+        key: value
+        for key, value in batch.items()
+        if key not in LABEL_KEYS and (names is None or key in names)
+    }
+    config = getattr(model, "config", None)
+    prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    needs_decoder_inputs = (
+        getattr(config, "is_encoder_decoder", False)
+        and not inputs.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}
+        and batch.get("labels") is not None
+    )
+    if needs_decoder_inputs and callable(prepare):
+        inputs["decoder_input_ids"] = prepare(labels=batch["labels"])
+    if names is not None and "use_cache" in names:
+        inputs["use_cache"] = False
+    return inputs
+
+
+def _forward_names(model: nn.Module) -> set[str] | None:
+    """Return the keyword arguments that the model's forward takes, None for any."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _describe(output: Any) -> str:
+    if isinstance(output, Mapping):
+        return f"{type(output).__name__} with the keys {list(output)}"
+    return type(output).__name__

@@ -1,0 +1,115 @@
+"""The teachers of one run: read from whatever the user passed, and kept apart from the student."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from composer_distill.teachers.teacher import Teacher
+
+
+def to_teachers(teachers: Any) -> tuple[Teacher, ...]:
+    """Read the ``teachers`` argument.
+
+    Args:
+        teachers: A model or ``Teacher``; a sequence of these; or a mapping of checkpoint to model,
+            whose weights are loaded into the model.
+
+    Raises:
+        TypeError: If an entry is no model.
+        ValueError: If there are none, or one model stands twice.
+    """
+    if isinstance(teachers, Mapping):
+        entries = [_from_checkpoint(source, model) for source, model in teachers.items()]
+    elif isinstance(teachers, (Teacher, nn.Module)) and not isinstance(teachers, nn.ModuleList):
+        entries = [_to_teacher(teachers, 0)]
+    elif isinstance(teachers, Iterable) and not isinstance(teachers, (str, bytes)):
+        entries = [_to_teacher(entry, index) for index, entry in enumerate(teachers)]
+    else:
+        raise TypeError(
+            "teachers must be a model, a sequence of models or a mapping of checkpoint to model, "
+            f"got {type(teachers).__name__}. To load a checkpoint pass {{path: model}}."
+        )
+    if not entries:
+        raise ValueError("teachers must hold at least one model, got none. Pass a trained model.")
+    _check_distinct(entries)
+    return tuple(entries)
+
+
+def labels_of(teachers: Sequence[Teacher]) -> tuple[str, ...]:
+    """Return what errors and logs call each teacher, such as ``'teacher 1 (ResNet)'``."""
+    return tuple(f"teacher {index} ({teacher.name})" for index, teacher in enumerate(teachers))
+
+
+def check_apart(
+    teachers: Sequence[Teacher], student: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> None:
+    """Refuse teachers that share tensors with the student or that an optimizer would train.
+
+    Raises:
+        ValueError: Naming the teacher and the first tensor that it shares.
+    """
+    student_memory = {_memory(tensor) for _, tensor in _tensors(student)} - {None}
+    trained = {
+        id(parameter)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    for teacher, label in zip(teachers, labels_of(teachers), strict=True):
+        for name, tensor in _tensors(teacher.model):
+            if _memory(tensor) in student_memory:
+                raise ValueError(
+                    f"{label}: its '{name}' shares memory with the student, so freezing the one "
+                    "would stop the other. Pass a copy: copy.deepcopy(teacher)."
+                )
+            if id(tensor) in trained:
+                raise ValueError(
+                    f"{label}: its '{name}' is in the optimizer, which would train it. "
+                    "Build the optimizer from the student's parameters alone."
+                )
+
+
+def _from_checkpoint(source: Any, model: Any) -> Teacher:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"teachers[{str(source)!r}] must be the model that the weights go into, "
+            f"got {type(model).__name__}. Pass {{path: model}}; for options, a list of "
+            "Teacher(model, checkpoint=path, ...)."
+        )
+    return Teacher(model, checkpoint=source)
+
+
+def _to_teacher(entry: Any, index: int) -> Teacher:
+    if isinstance(entry, Teacher):
+        return entry
+    if isinstance(entry, nn.Module):
+        return Teacher(entry)
+    raise TypeError(
+        f"teachers[{index}] must be a model or a Teacher, got {type(entry).__name__}. "
+        "To load a checkpoint pass {path: model}."
+    )
+
+
+def _check_distinct(teachers: Sequence[Teacher]) -> None:
+    first: dict[int, int] = {}
+    for index, teacher in enumerate(teachers):
+        earlier = first.setdefault(id(teacher.model), index)
+        if earlier != index:
+            raise ValueError(
+                f"teachers {earlier} and {index} ({teacher.name}) are one and the same model. "
+                "Build a model for each, or give one Teacher a larger weight."
+            )
+
+
+def _tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _memory(tensor: torch.Tensor) -> tuple[torch.device, int] | None:
+    """Return where a tensor's storage lies, None for one that has no memory of its own."""
+    if tensor.device.type == "meta" or tensor.numel() == 0:
+        return None
+    return tensor.device, tensor.untyped_storage().data_ptr()
