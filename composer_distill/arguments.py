@@ -8,6 +8,12 @@ from torch.nn import functional as F
 from composer_distill.losses import DistillationLoss
 
 
+def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> None:
+    """Refuse a word that is none of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
 def check_loss(kd_loss_fn: Any, combine: str) -> None:
     """Refuse at construction what can never be a distillation loss."""
     if not callable(kd_loss_fn):
@@ -32,8 +38,7 @@ def check_loss(kd_loss_fn: Any, combine: str) -> None:
             f"kd_loss_fn has reduction='{reduction}', whose value would depend on the microbatch "
             "size or the number of classes. Use reduction='mean' and a larger kd_loss_weight."
         )
-    if combine not in ("logits", "probabilities"):
-        raise ValueError(f"combine must be 'logits' or 'probabilities', got {combine!r}.")
+    check_choice(combine, "combine", ("logits", "probabilities"))
     if combine == "probabilities" and not hasattr(kd_loss_fn, "temperature"):
         raise ValueError(
             "combine='probabilities' mixes at the temperature of the loss, but kd_loss_fn has no "

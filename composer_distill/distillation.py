@@ -1,27 +1,28 @@
 """The ``Distillation`` algorithm: the only file that answers Events, writes State or logs."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from composer.core import Algorithm, Event, Precision, State, Time, get_precision_context
+from composer.core import Algorithm, Event, Precision, State, Time
 from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor, nn
 
-from composer_distill.arguments import check_loss, check_sample_size, describe
+from composer_distill.arguments import check_choice, check_loss, check_sample_size, describe
 from composer_distill.blending import blend, task_loss
-from composer_distill.combining import mean_logits, mean_probabilities
 from composer_distill.losses import DistillationLoss
 from composer_distill.meters import BatchMeter
-from composer_distill.outputs import call_model, check_shapes, copy_batch, extract_logits
-from composer_distill.sampling import sample_teachers
+from composer_distill.outputs import copy_batch, extract_logits
+from composer_distill.panel import TeacherPanel
 from composer_distill.schedule import Weight, Window, check_weight, to_time, weight_now
 from composer_distill.teachers import Teacher
-from composer_distill.teachers.isolation import untouched_random_streams
-from composer_distill.teachers.roster import check_apart, labels_of, to_teachers
+from composer_distill.teachers.roster import check_apart, to_teachers
+from composer_distill.telemetry import top1_agreement
+
+_log = logging.getLogger(__name__)
 
 
 class Distillation(Algorithm):
@@ -56,6 +57,9 @@ class Distillation(Algorithm):
         seed: Seed of the draw of teachers. Nothing else depends on it.
         student_output_fn: Takes the logits out of the student's output where they are not a
             tensor, ``'logits'`` or the first tensor of a tuple.
+        on_nonfinite: What a teacher's NaN or infinity does: ``'raise'`` stops the run before the
+            optimizer's step; ``'skip'`` leaves the term out for that microbatch and logs the share
+            of the batch left out as ``distillation/skipped``.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -88,10 +92,12 @@ class Distillation(Algorithm):
         combine: Literal["logits", "probabilities"] = "logits",
         seed: int = 0,
         student_output_fn: Callable[[Any], Any] | None = None,
+        on_nonfinite: Literal["raise", "skip"] = "raise",
     ) -> None:
         check_loss(kd_loss_fn, combine)
         check_weight(kd_loss_weight, "kd_loss_weight")
         check_weight(org_loss_weight, "org_loss_weight")
+        check_choice(on_nonfinite, "on_nonfinite", ("raise", "skip"))
         self.window = Window(to_time(start_dur, "start_dur"), to_time(end_dur, "end_dur"))
         self.teachers = to_teachers(teachers)
         check_sample_size(n_teachers_to_sample, len(self.teachers))
@@ -102,17 +108,29 @@ class Distillation(Algorithm):
         self.combine = combine
         self.seed = seed
         self.student_output_fn = student_output_fn
-        self._labels = labels_of(self.teachers)
+        self.on_nonfinite = on_nonfinite
+        self._panel = TeacherPanel(self.teachers, n_teachers_to_sample, seed, combine)
         self._meter = BatchMeter()
+        # Known from INIT on
+        self._peers: list[Distillation] = [self]
+        self._suffix = ""
+        self._joins_late = False
+        # Of the current batch
+        self._was_inside = False
         self._weights: dict[str, float] = {}
-        self._device = torch.device("cpu")
-        self._forget_pass()
-        self._answer: dict[Event, Callable[[State, Logger], None]] = {
+        # Of the current microbatch
+        self._view: Any = None
+        self._values: dict[str, Tensor] = {}
+        self._org_weight = 1.0
+        self._term: Tensor | None = None
+        self._task: Tensor | None = None
+        self._handlers: dict[Event, Callable[[State, Logger], None]] = {
             Event.INIT: self._prepare,
             Event.FIT_START: self._check_run,
             Event.BEFORE_TRAIN_BATCH: self._start_pass,
             Event.AFTER_FORWARD: self._remember_view,
             Event.AFTER_LOSS: self._distil,
+            Event.BEFORE_BACKWARD: self._join,
             Event.AFTER_TRAIN_BATCH: self._end_pass,
             Event.BATCH_END: self._log,
         }
@@ -121,106 +139,109 @@ class Distillation(Algorithm):
         """Return whether ``apply`` has something to do at ``event``."""
         if event in (Event.AFTER_FORWARD, Event.AFTER_LOSS):
             return self.window.contains(state)
-        return event in self._answer
+        if event == Event.BEFORE_BACKWARD:
+            return self._joins_late and self.window.contains(state)
+        return event in self._handlers
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Do what ``event`` asks for; Composer calls this where ``match`` says so."""
-        self._answer[event](state, logger)
+        self._handlers[event](state, logger)
 
     def _prepare(self, state: State, logger: Logger) -> None:
         """INIT: check the teachers against the student, freeze them, move them."""
         check_apart(self.teachers, state.model, state.optimizers or ())
-        self._device = state.device.tensor_to_device(torch.empty(0)).device
+        device = state.device.tensor_to_device(torch.empty(0)).device
         for teacher in self.teachers:
             teacher.freeze()
-            teacher.place(self._device)
+            teacher.place(device)
         if isinstance(self.kd_loss_fn, nn.Module):
             state.device.module_to_device(self.kd_loss_fn)
+        self._peers = [peer for peer in state.algorithms if isinstance(peer, Distillation)]
+        position = self._peers.index(self)
+        self._suffix = f"_{position + 1}" if position else ""
+        # MixUp and CutMix may re-blend the loss at BEFORE_BACKWARD: then the term joins after them
+        self._joins_late = any(getattr(a, "interpolate_loss", False) for a in state.algorithms)
+        if self._joins_late:
+            state.algorithms.remove(self)
+            state.algorithms.append(self)
 
     def _check_run(self, state: State, logger: Logger) -> None:
         """FIT_START: check what is known only now."""
         check_apart(self.teachers, state.model, state.optimizers or ())
         self.window.check(state)
 
-    def _forget_pass(self) -> None:
-        self._view: Any = None
-        self._finite: dict[str, Tensor] = {}
-
     def _start_pass(self, state: State, logger: Logger) -> None:
         """BEFORE_TRAIN_BATCH: a batch begins, or begins again after running out of memory."""
-        self._forget_pass()
         self._meter.start_pass()
+        self._panel.start_pass()
+        self._view = self._term = self._task = None
+        inside = self.window.contains(state)
+        if inside != self._was_inside:
+            verb = "begins to act" if inside else "no longer acts"
+            _log.info("%s %s at batch %d", self, verb, int(state.timestamp.batch))
+            self._was_inside = inside
 
     def _remember_view(self, state: State, logger: Logger) -> None:
         """AFTER_FORWARD: keep the view that the student saw, before labels are smoothed."""
         self._view = copy_batch(state.batch)
+        self._term = self._task = None
 
     def _distil(self, state: State, logger: Logger) -> None:
-        """AFTER_LOSS: run the teachers and blend."""
-        org_weight = weight_now(self.org_loss_weight, state, "org_loss_weight")
+        """AFTER_LOSS: run the teachers, and join their term unless the loss is yet to be mixed."""
+        self._org_weight = weight_now(self.org_loss_weight, state, "org_loss_weight")
         kd_weight = weight_now(self.kd_loss_weight, state, "kd_loss_weight")
-        self._weights = {
-            "distillation/kd_loss_weight": kd_weight,
-            "distillation/org_loss_weight": org_weight,
-        }
-        if kd_weight == 0.0:
-            if org_weight != 1.0:
-                state.loss = blend(state.loss, None, org_weight)
-            return
-        student = self._student_logits(state.outputs)
-        teacher = self._target(state, student)
-        distance = self._distance(student, teacher, state)
-        term = distance * kd_weight
-        values = {"loss/train/kd": distance, "loss/train/org": task_loss(state.loss)}
-        values |= self._agreement(student, teacher)
-        values = {name: value.detach() for name, value in values.items()}
-        # The gradient that reaches the term is the share of the batch that Composer gives to this
-        # microbatch, whether it counts samples or tokens.
-        scale = _loss_scale(state, distance)
-        term.register_hook(lambda share: self._meter.add(values, share / scale))
-        state.loss = blend(state.loss, term, org_weight)
-        self._view = None
+        self._weights = {"kd_loss_weight": kd_weight, "org_loss_weight": self._org_weight}
+        self._values: dict[str, Tensor] = {}
+        if kd_weight > 0.0:
+            self._term = self._teach(state) * kd_weight
+        if not self._joins_late:
+            self._join(state, logger)
 
-    def _student_logits(self, outputs: Any) -> Tensor:
+    def _teach(self, state: State) -> Tensor:
+        """Return the unweighted distillation loss of the microbatch and note what it tells."""
+        outputs = state.outputs
         if self.student_output_fn is not None:
             outputs = self.student_output_fn(outputs)
-        return extract_logits(outputs, "the student")
-
-    def _target(self, state: State, student: Tensor) -> Tensor:
-        """Return the drawn teachers' answers to the microbatch, combined."""
+        student = extract_logits(outputs, "the student")
         view = copy_batch(state.batch) if self._view is None else self._view
-        drawn = sample_teachers(
-            [teacher.weight for teacher in self.teachers],
-            self.n_teachers_to_sample,
-            self.seed,
-            int(state.timestamp.batch),
-        )
-        answers = ((share, self._ask(index, view, state, student)) for index, share in drawn)
-        with torch.no_grad():
-            if self.combine == "logits":
-                return mean_logits(answers)
-            temperature = self.kd_loss_fn.temperature  # pyright: ignore[reportFunctionMemberAccess]
-            return mean_probabilities(answers, temperature, self._class_axis())
+        drawn = self._panel.draw(int(state.timestamp.batch))
+        axis = self._class_axis()
+        temperature = float(getattr(self.kd_loss_fn, "temperature", 1.0))
+        target = self._panel.target(drawn, view, student, state, temperature=temperature, axis=axis)
+        if self.on_nonfinite == "skip":
+            finite = self._panel.all_finite(drawn)
+            target = torch.where(finite, target, student.detach())
+            distance = self._distance(student, target) * finite
+            self._values["distillation/skipped"] = ~finite
+        else:
+            distance = self._distance(student, target)
+        self._values["loss/train/kd"] = distance.detach()
+        agreement = top1_agreement(student, target, axis)
+        if agreement is not None:
+            self._values["distillation/agreement"] = agreement
+        self._view = None
+        return distance
 
-    def _ask(self, index: int, view: Any, state: State, student: Tensor) -> Tensor:
-        """Return one teacher's logits for ``view``, in eval mode and in the Trainer's precision."""
-        label = self._labels[index]
-        # fp8 off, as in Composer's own evaluation: it needs sizes divisible by 16
-        precision = get_precision_context(
-            state.precision, state.precision_config, fp8_autocast_enabled=False
-        )
-        with torch.no_grad(), precision, untouched_random_streams(self._device):
-            logits = self.teachers[index].forward(
-                view, call_model, partial(extract_logits, owner=label)
-            )
-        check_shapes(student, logits, label)
-        if logits.numel():
-            low, high = logits.aminmax()
-            finite = torch.isfinite(low) & torch.isfinite(high)
-            self._finite[label] = self._finite.get(label, finite) & finite
-        return logits
+    def _join(self, state: State, logger: Logger) -> None:
+        """AFTER_LOSS or BEFORE_BACKWARD: blend the term into the loss that Composer trains."""
+        if self._term is None:
+            if self._org_weight != 1.0:
+                state.loss = blend(state.loss, None, self._org_weight)
+            return
+        joined = [peer for peer in self._peers if peer._task is not None]
+        tasks = [peer._task for peer in joined if peer._task is not None]
+        self._task = task = tasks[0] if tasks else task_loss(state.loss)
+        values = self._values | {"loss/train/org": task}
+        # The gradient that reaches the term is the share of the batch that Composer gives to this
+        # microbatch, whether it counts samples or tokens.
+        scale = _loss_scale(state, self._term)
+        self._term.register_hook(lambda share: self._meter.add(values, share / scale))
+        # A term that another Distillation joined before must keep its own weight.
+        terms = [peer._term for peer in joined if peer._term is not None]
+        kept = sum(terms) * (1.0 - self._org_weight) if terms else 0.0
+        state.loss = blend(state.loss, self._term + kept, self._org_weight)
 
-    def _distance(self, student: Tensor, teacher: Tensor, state: State) -> Tensor:
+    def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the unweighted distillation loss, a scalar that leads back to the student."""
         if not isinstance(self.kd_loss_fn, DistillationLoss):
             dtype = torch.promote_types(student.dtype, torch.float32)
@@ -244,33 +265,16 @@ class Distillation(Algorithm):
         axis = getattr(self.kd_loss_fn, "dim", -1)
         return axis if isinstance(axis, int) and axis != 0 else -1
 
-    def _agreement(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        """Return the top-1 agreement of classification outputs, nothing for others."""
-        axis = self._class_axis()
-        if student.ndim < 2 or student.shape[axis] < 2 or not student.numel():
-            return {}
-        with torch.no_grad():
-            same = student.max(axis).indices == teacher.max(axis).indices
-            return {"distillation/agreement": same.float().mean()}
-
     def _end_pass(self, state: State, logger: Logger) -> None:
         """AFTER_TRAIN_BATCH: stop on a broken teacher before the optimizer's step."""
-        if self._finite:
-            labels = list(self._finite)
-            finite = torch.stack([self._finite[label] for label in labels]).tolist()
-            for label, is_finite in zip(labels, finite, strict=True):
-                if not is_finite:
-                    raise ValueError(
-                        f"{label}: its logits hold NaN or infinity at batch "
-                        f"{int(state.timestamp.batch)}. Check its checkpoint and the precision, or "
-                        "map its outputs with Teacher(..., output_fn=...)."
-                    )
+        if self.on_nonfinite == "raise":
+            self._panel.check_finite(int(state.timestamp.batch))
         self._meter.complete_pass()
-        self._forget_pass()
 
     def _log(self, state: State, logger: Logger) -> None:
         """BATCH_END: log one value a batch, the same on every rank."""
-        metrics, self._weights = self._weights, {}
+        metrics = {f"distillation/{name}": value for name, value in self._weights.items()}
+        self._weights = {}
         values = self._meter.take()
         if values:
             stacked = torch.stack([value.reshape(()) for value in values.values()])
@@ -279,7 +283,8 @@ class Distillation(Algorithm):
             metrics |= dict(zip(values, means, strict=True))
         if metrics:
             step = int(state.previous_timestamp.batch) if state.previous_timestamp else None
-            logger.log_metrics(metrics, step=step)
+            named = {with_suffix(name, self._suffix): value for name, value in metrics.items()}
+            logger.log_metrics(named, step=step)
 
     def __repr__(self) -> str:
         """Describe the arguments, without memory addresses."""
@@ -293,6 +298,12 @@ class Distillation(Algorithm):
             f"n_teachers_to_sample={self.n_teachers_to_sample}, combine='{self.combine}', "
             f"seed={self.seed})"
         )
+
+
+def with_suffix(name: str, suffix: str) -> str:
+    """Return a metric's name for the second or a later instance in one Trainer."""
+    head, _, tail = name.partition("/")
+    return f"{head}{suffix}/{tail}" if head == "distillation" else f"{name}{suffix}"
 
 
 def _loss_scale(state: State, like: Tensor) -> Tensor:

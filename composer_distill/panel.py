@@ -1,0 +1,139 @@
+"""The teachers of one run at work: drawn, asked without leaving a trace, combined, watched."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from composer.core import State, get_precision_context
+from torch import Tensor
+
+from composer_distill.combining import mean_logits, mean_probabilities
+from composer_distill.outputs import call_model, check_shapes, extract_logits
+from composer_distill.sampling import sample_teachers
+from composer_distill.teachers import Teacher
+from composer_distill.teachers.isolation import untouched_random_streams
+from composer_distill.teachers.roster import labels_of
+
+Watch = Callable[[int, Tensor], None]
+"""Called with each answering teacher's index and logits, before they are combined."""
+
+
+class TeacherPanel:
+    """Asks the teachers that a batch draws and makes one target of their answers.
+
+    Args:
+        teachers: The teachers, in the order in which errors and logs count them.
+        n_sampled: How many answer a batch; None: all.
+        seed: Seed of the draw.
+        combine: ``'logits'`` or ``'probabilities'``.
+    """
+
+    def __init__(
+        self, teachers: Sequence[Teacher], n_sampled: int | None, seed: int, combine: str
+    ) -> None:
+        self.teachers = tuple(teachers)
+        self.labels = labels_of(self.teachers)
+        self.n_sampled = n_sampled
+        self.seed = seed
+        self.combine = combine
+        self._finite: dict[str, Tensor] = {}
+
+    def draw(self, batch: int, *, everyone: bool = False) -> list[tuple[int, float]]:
+        """Return ``(index, share)`` of the teachers that answer batch number ``batch``."""
+        weights = [teacher.weight for teacher in self.teachers]
+        return sample_teachers(weights, None if everyone else self.n_sampled, self.seed, batch)
+
+    def ask(self, index: int, view: Any, student: Tensor, state: State) -> Tensor:
+        """Return one teacher's logits, in eval mode and in the Trainer's precision.
+
+        Args:
+            index: Which teacher.
+            view: The batch as the student saw it; it is left unchanged.
+            student: The student's logits, whose shape the answer must have.
+            state: The Trainer's state.
+
+        Raises:
+            ValueError: If the shape differs from the student's.
+        """
+        label = self.labels[index]
+        # fp8 off, as in Composer's own evaluation: it needs sizes divisible by 16
+        precision = get_precision_context(
+            state.precision, state.precision_config, fp8_autocast_enabled=False
+        )
+        with torch.no_grad(), precision, untouched_random_streams(student.device):
+            logits = self.teachers[index].forward(
+                view, call_model, partial(extract_logits, owner=label)
+            )
+        check_shapes(student, logits, label)
+        self._note_finite(label, logits)
+        return logits
+
+    def target(
+        self,
+        drawn: Sequence[tuple[int, float]],
+        view: Any,
+        student: Tensor,
+        state: State,
+        *,
+        temperature: float,
+        axis: int,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        """Return the drawn teachers' combined logits, holding one answer at a time.
+
+        Args:
+            drawn: ``(index, share)`` of the teachers to ask.
+            view: The batch as the student saw it.
+            student: The student's logits.
+            state: The Trainer's state.
+            temperature: At which probabilities are mixed; without effect on ``'logits'``.
+            axis: The class axis, for the same.
+            watch: Sees each answer, for logs.
+        """
+
+        def answers() -> Iterator[tuple[float, Tensor]]:
+            for index, share in drawn:
+                logits = self.ask(index, view, student, state)
+                if watch is not None:
+                    watch(index, logits)
+                yield share, logits
+
+        with torch.no_grad():
+            if self.combine == "logits":
+                return mean_logits(answers())
+            return mean_probabilities(answers(), temperature, axis)
+
+    def start_pass(self) -> None:
+        """Forget what was noted of a pass over the batch that did not complete."""
+        self._finite = {}
+
+    def all_finite(self, drawn: Sequence[tuple[int, float]]) -> Tensor:
+        """Return whether the drawn teachers' answers in this pass were finite, on the device."""
+        flags = [self._finite[self.labels[index]] for index, _ in drawn]
+        return torch.stack(flags).all()
+
+    def check_finite(self, batch: int) -> None:
+        """Stop on a broken teacher: one synchronisation a batch.
+
+        Raises:
+            ValueError: Naming the first teacher whose logits held NaN or infinity.
+        """
+        if not self._finite:
+            return
+        flags = torch.stack(list(self._finite.values())).tolist()
+        for label, is_finite in zip(self._finite, flags, strict=True):
+            if not is_finite:
+                raise ValueError(
+                    f"{label}: its logits hold NaN or infinity at batch {batch}. Check its "
+                    "checkpoint and the precision, map its outputs with "
+                    "Teacher(..., output_fn=...), or pass on_nonfinite='skip'."
+                )
+
+    def _note_finite(self, label: str, logits: Tensor) -> None:
+        if logits.numel():
+            low, high = logits.aminmax()
+            finite = torch.isfinite(low) & torch.isfinite(high)
+        else:
+            finite = torch.ones((), dtype=torch.bool, device=logits.device)
+        self._finite[label] = self._finite.get(label, finite) & finite
