@@ -58,7 +58,7 @@ def blend(loss: Any, term: Tensor | None, weight: float) -> Any:
         total = _trained_value(loss) * weight
         entries = {key: value.detach() for key, value in loss.items()}
         return {**entries, "total": total if term is None else total + term}
-    if isinstance(loss, Sequence):
+    if isinstance(loss, (tuple, list)):
         weighted = [entry * weight for entry in loss] + ([] if term is None else [term])
         return weighted if isinstance(loss, list) else tuple(weighted)
     raise _kind_error(loss)
@@ -71,7 +71,7 @@ def _trained_value(loss: Any) -> Tensor:
         if "total" in loss:
             return loss["total"].mean()
         return _sum_of_means(list(loss.values()))
-    if isinstance(loss, Sequence):
+    if isinstance(loss, (tuple, list)):
         return _sum_of_means(loss)
     raise _kind_error(loss)
 

@@ -162,8 +162,7 @@ class Distillation(Algorithm):
         # MixUp and CutMix may re-blend the loss at BEFORE_BACKWARD: then the term joins after them
         self._joins_late = any(getattr(a, "interpolate_loss", False) for a in state.algorithms)
         if self._joins_late:
-            state.algorithms.remove(self)
-            state.algorithms.append(self)
+            state.algorithms.sort(key=lambda algorithm: isinstance(algorithm, Distillation))
 
     def _check_run(self, state: State, logger: Logger) -> None:
         """FIT_START: check what is known only now."""
