@@ -12,7 +12,9 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float, dim: int
     """Return ``T^2 KL(softmax(teacher/T) || softmax(student/T))`` as a mean over positions."""
     log_q = (student.to(compute_dtype(student.dtype)) / temperature).log_softmax(dim)
     log_p = (teacher.detach().to(compute_dtype(teacher.dtype)) / temperature).log_softmax(dim)
-    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim).mean() * temperature**2
+    return (
+        F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim).mean() * temperature**2
+    )
 
 
 class KLDivergence(DistillationLoss):
