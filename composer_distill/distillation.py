@@ -16,11 +16,11 @@ from composer_distill.blending import blend, task_loss
 from composer_distill.evaluation import TeacherEvaluation
 from composer_distill.meters import BatchMeter
 from composer_distill.observer import Observer
-from composer_distill.outputs import copy_batch
 from composer_distill.panel import TeacherPanel
 from composer_distill.schedule import Weight, Window, check_weight, to_time, weight_now
 from composer_distill.teachers import Teacher
 from composer_distill.teachers.roster import check_apart, check_same, to_teachers
+from composer_distill.teachers.splitting import shallow_copy
 from composer_distill.term import DistillationTerm
 
 _log = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ class Distillation(Algorithm):
 
     def _remember_view(self, state: State, logger: Logger) -> None:
         """AFTER_FORWARD: keep the view that the student saw, before labels are smoothed."""
-        self._view = copy_batch(state.batch)
+        self._view = shallow_copy(state.batch)
         self._term = self._task = None
 
     def _distil(self, state: State, logger: Logger) -> None:
@@ -221,7 +221,7 @@ class Distillation(Algorithm):
         kd_weight = weight_now(self.kd_loss_weight, state, "kd_loss_weight")
         self._weights = {"kd_loss_weight": kd_weight, "org_loss_weight": self._org_weight}
         if kd_weight > 0.0:
-            view = copy_batch(state.batch) if self._view is None else self._view
+            view = shallow_copy(state.batch) if self._view is None else self._view
             trust_labels = self._org_weight > 0.0  # else they may be placeholders
             distance, self._values = self._distance.measure(state, view, trust_labels=trust_labels)
             self._term = distance * kd_weight
@@ -313,7 +313,7 @@ class Distillation(Algorithm):
     def __repr__(self) -> str:
         """Describe the arguments, without memory addresses."""
         return (
-            f"Distillation(teachers={[teacher.name for teacher in self.teachers]}, "
+            f"Distillation(teachers={list(self._panel.labels)}, "
             f"kd_loss_fn={describe(self.kd_loss_fn)}, "
             f"kd_loss_weight={describe(self.kd_loss_weight)}, "
             f"org_loss_weight={describe(self.org_loss_weight)}, "

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from composer_distill.panel import Watch
-from composer_distill.teachers.isolation import untouched_random_streams
+from composer_distill.teachers.streams import untouched_streams
 from composer_distill.telemetry import (
     ChanceWatch,
     chance_ratio,
@@ -46,7 +46,7 @@ class Observer:
 
         def note(index: int, logits: Tensor) -> None:
             if len(self._labels) > 1:
-                with torch.no_grad(), untouched_random_streams(logits.device):
+                with torch.no_grad(), untouched_streams(logits.device):
                     values[f"distillation/kd_loss/teacher_{index}"] = distance(logits)
             judge = is_classification(logits, axis) and self._chance.wants(self._labels[index])
             if classes is not None and judge:

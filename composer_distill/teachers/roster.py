@@ -40,7 +40,10 @@ def to_teachers(teachers: Any) -> tuple[Teacher, ...]:
 
 def labels_of(teachers: Sequence[Teacher]) -> tuple[str, ...]:
     """Return what errors and logs call each teacher, such as ``'teacher 1 (ResNet)'``."""
-    return tuple(f"teacher {index} ({teacher.name})" for index, teacher in enumerate(teachers))
+    return tuple(
+        f"teacher {index} ({teacher.name or type(teacher.model).__name__})"
+        for index, teacher in enumerate(teachers)
+    )
 
 
 def check_apart(
@@ -116,8 +119,8 @@ def _check_distinct(teachers: Sequence[Teacher]) -> None:
         earlier = first.setdefault(id(teacher.model), index)
         if earlier != index:
             raise ValueError(
-                f"teachers {earlier} and {index} ({teacher.name}) are one and the same model. "
-                "Build a model for each, or give one Teacher a larger weight."
+                f"teachers {earlier} and {index} ({type(teacher.model).__name__}) are one and the "
+                "same model. Build a model for each, or give one Teacher a larger weight."
             )
 
 
