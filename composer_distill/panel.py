@@ -13,6 +13,7 @@ from composer_distill.outputs import call_model, check_shapes, extract_logits
 from composer_distill.sampling import sample_teachers
 from composer_distill.teachers import Teacher
 from composer_distill.teachers.roster import labels_of
+from composer_distill.teachers.sharding import reshard
 from composer_distill.teachers.streams import untouched_streams
 from composer_distill.telemetry import Stopwatch
 
@@ -68,6 +69,7 @@ class TeacherPanel:
             logits = self.teachers[index].forward(
                 view, call_model, partial(extract_logits, owner=label)
             )
+            reshard(self.teachers[index].model)
         check_shapes(student, logits, label)
         self._note_finite(label, logits)
         return logits
