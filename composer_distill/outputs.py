@@ -94,6 +94,27 @@ def extract_logits(output: Any, owner: str) -> Tensor:
     return logits
 
 
+def class_labels(batch: Any, logits: Tensor, axis: int = -1) -> Tensor | None:
+    """Return a batch's class indices where it holds one for each position of ``logits``.
+
+    Args:
+        batch: A tuple or list, whose second element counts, or a mapping with ``'labels'``.
+        logits: The student's logits.
+        axis: The class axis.
+
+    Returns:
+        An integer tensor of the shape of ``logits`` without the class axis, or None.
+    """
+    if isinstance(batch, Mapping):
+        labels = batch.get("labels")
+    else:
+        labels = batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or logits.ndim < 2:
+        return None
+    positions = logits.movedim(axis, -1).shape[:-1]
+    return labels if labels.shape == positions else None
+
+
 def check_shapes(student: Tensor, teacher: Tensor, owner: str) -> None:
     """Refuse a teacher whose logits do not match the student's, axis by axis.
 

@@ -1,6 +1,7 @@
 """The teachers of one run: read from whatever the user passed, and kept apart from the student."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -69,6 +70,23 @@ def check_apart(
                     f"{label}: its '{name}' is in the optimizer, which would train it. "
                     "Build the optimizer from the student's parameters alone."
                 )
+
+
+def check_same(saved: Sequence[str], present: Sequence[str]) -> None:
+    """Compare the teachers of a resumed run with those of the run that wrote the checkpoint.
+
+    Raises:
+        ValueError: Naming the first teacher that differs.
+    """
+    if list(saved) == list(present):
+        return
+    pairs = zip_longest(saved, present, fillvalue="none")
+    index, (was, now) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise ValueError(
+        f"teacher {index} differs from the one in the run that wrote the checkpoint: it was {was}, "
+        f"now it is {now}. Pass the same teachers in the same order, or verify_teachers=False to "
+        "go on with others."
+    )
 
 
 def _from_checkpoint(source: Any, model: Any) -> Teacher:

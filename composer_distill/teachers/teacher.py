@@ -46,6 +46,10 @@ class Teacher:
         self.model.requires_grad_(False)
         self.model.eval()
 
+    def identity(self) -> str:
+        """Return who the teacher is."""
+        return f"{type(self.model).__name__}"
+
     def place(self, device: torch.device) -> None:
         """Move the model to ``device``."""
         self.model.to(device)
