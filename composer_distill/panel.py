@@ -12,8 +12,9 @@ from composer_distill.combining import mean_logits, mean_probabilities
 from composer_distill.outputs import call_model, check_shapes, extract_logits
 from composer_distill.sampling import sample_teachers
 from composer_distill.teachers import Teacher
-from composer_distill.teachers.isolation import untouched_random_streams
 from composer_distill.teachers.roster import labels_of
+from composer_distill.teachers.sharding import reshard
+from composer_distill.teachers.streams import untouched_streams
 from composer_distill.telemetry import Stopwatch
 
 Watch = Callable[[int, Tensor], None]
@@ -63,11 +64,12 @@ class TeacherPanel:
         precision = get_precision_context(
             state.precision, state.precision_config, fp8_autocast_enabled=False
         )
-        timed, streams = self._stopwatch.measure(device), untouched_random_streams(device)
+        timed, streams = self._stopwatch.measure(device), untouched_streams(device)
         with timed, streams, torch.no_grad(), precision:
             logits = self.teachers[index].forward(
                 view, call_model, partial(extract_logits, owner=label)
             )
+            reshard(self.teachers[index].model)
         check_shapes(student, logits, label)
         self._note_finite(label, logits)
         return logits
