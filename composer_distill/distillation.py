@@ -154,6 +154,8 @@ class Distillation(Algorithm):
         self._org_weight = 1.0
         self._term: Tensor | None = None
         self._task: Tensor | None = None
+        # Composer asks for it at each event of each batch, so it is made once
+        self._text = self._describe()
         self._handlers: dict[Event, Callable[[State, Logger], None]] = {
             Event.INIT: self._prepare,
             Event.FIT_START: self._check_run,
@@ -170,6 +172,18 @@ class Distillation(Algorithm):
                 Event.EVAL_AFTER_FORWARD: self._evaluation.update,
                 Event.EVAL_END: self._log_evaluation,
             }
+
+    def _describe(self) -> str:
+        start, end = self.window.start.to_timestring(), self.window.end.to_timestring()
+        return (
+            f"Distillation(teachers={list(self._panel.labels)}, "
+            f"kd_loss_fn={describe(self.kd_loss_fn)}, "
+            f"kd_loss_weight={describe(self.kd_loss_weight)}, "
+            f"org_loss_weight={describe(self.org_loss_weight)}, "
+            f"start_dur='{start}', end_dur='{end}', "
+            f"n_teachers_to_sample={self.n_teachers_to_sample}, combine='{self.combine}', "
+            f"seed={self.seed})"
+        )
 
     def match(self, event: Event, state: State) -> bool:
         """Return whether ``apply`` has something to do at ``event``."""
@@ -188,12 +202,15 @@ class Distillation(Algorithm):
         check_apart(self.teachers, state.model, state.optimizers or ())
         device = state.device.tensor_to_device(torch.empty(0)).device
         self._identities = [teacher.identity() for teacher in self.teachers]
-        for teacher, label in zip(self.teachers, self._panel.labels, strict=True):
+        for index, (teacher, label) in enumerate(
+            zip(self.teachers, self._panel.labels, strict=True)
+        ):
             sharded = is_to_be_sharded(teacher.model, self.teacher_sharding, state, label)
             teacher.freeze()
             teacher.place(torch.device("cpu") if sharded else device)
             if sharded:
                 shard(teacher.model, state)
+                self._panel.sharded.add(index)
         if isinstance(self.kd_loss_fn, nn.Module):
             state.device.module_to_device(self.kd_loss_fn)
         self._peers = [peer for peer in state.algorithms if isinstance(peer, Distillation)]
@@ -322,13 +339,4 @@ class Distillation(Algorithm):
 
     def __repr__(self) -> str:
         """Describe the arguments, without memory addresses."""
-        return (
-            f"Distillation(teachers={list(self._panel.labels)}, "
-            f"kd_loss_fn={describe(self.kd_loss_fn)}, "
-            f"kd_loss_weight={describe(self.kd_loss_weight)}, "
-            f"org_loss_weight={describe(self.org_loss_weight)}, "
-            f"start_dur='{self.window.start.to_timestring()}', "
-            f"end_dur='{self.window.end.to_timestring()}', "
-            f"n_teachers_to_sample={self.n_teachers_to_sample}, combine='{self.combine}', "
-            f"seed={self.seed})"
-        )
+        return self._text

@@ -39,6 +39,7 @@ class TeacherPanel:
         self.n_sampled = n_sampled
         self.seed = seed
         self.combine = combine
+        self.sharded: set[int] = set()
         self._finite: dict[str, Tensor] = {}  # of the pass over the batch
         self._finite_now: dict[str, Tensor] = {}  # of the microbatch
         self._stopwatch = Stopwatch()
@@ -70,7 +71,8 @@ class TeacherPanel:
             logits = self.teachers[index].forward(
                 view, call_model, partial(extract_logits, owner=label)
             )
-            reshard(self.teachers[index].model)
+            if index in self.sharded:
+                reshard(self.teachers[index].model)
         check_shapes(student, logits, label)
         self._note_finite(label, logits)
         return logits
