@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from composer_distill.arguments import check_choice, check_loss, check_sample_size, describe
 from composer_distill.blending import blend, task_loss
-from composer_distill.losses import DistillationLoss
+from composer_distill.evaluation import TeacherEvaluation
 from composer_distill.meters import BatchMeter
-from composer_distill.outputs import copy_batch, extract_logits
+from composer_distill.observer import Observer
 from composer_distill.panel import TeacherPanel
 from composer_distill.schedule import Weight, Window, check_weight, to_time, weight_now
 from composer_distill.teachers import Teacher
-from composer_distill.teachers.roster import check_apart, to_teachers
-from composer_distill.telemetry import top1_agreement
+from composer_distill.teachers.roster import check_apart, check_same, to_teachers
+from composer_distill.teachers.splitting import shallow_copy
+from composer_distill.term import DistillationTerm
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +61,16 @@ class Distillation(Algorithm):
         on_nonfinite: What a teacher's NaN or infinity does: ``'raise'`` stops the run before the
             optimizer's step; ``'skip'`` leaves the term out for that microbatch and logs the share
             of the batch left out as ``distillation/skipped``.
+        eval_teachers: Whether the teachers answer the evaluation sets too, which logs
+            ``metrics/<set>/teacher_agreement``, ``metrics/<set>/teacher_kl`` (nats, temperature 1)
+            and, as ``metrics/<set>/teacher/<metric>``, their values of the student's metrics. It
+            costs their forward on each set.
+        telemetry: Whether each batch also logs ``distillation/kl`` (nats, temperature 1, whatever
+            the loss), ``student_entropy`` and ``teacher_entropy`` (nats), ``teacher_time`` (share
+            of the step) and, with several teachers, ``kd_loss/teacher_<i>``; and whether a teacher
+            that knows the labels no better than chance is warned of. It costs two passes over the
+            logits without gradients.
+        verify_teachers: Whether resuming a run with other teachers is an error.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -93,6 +104,9 @@ class Distillation(Algorithm):
         seed: int = 0,
         student_output_fn: Callable[[Any], Any] | None = None,
         on_nonfinite: Literal["raise", "skip"] = "raise",
+        eval_teachers: bool = False,
+        telemetry: bool = True,
+        verify_teachers: bool = True,
     ) -> None:
         check_loss(kd_loss_fn, combine)
         check_weight(kd_loss_weight, "kd_loss_weight")
@@ -109,10 +123,19 @@ class Distillation(Algorithm):
         self.seed = seed
         self.student_output_fn = student_output_fn
         self.on_nonfinite = on_nonfinite
+        self.eval_teachers = eval_teachers
+        self.telemetry = telemetry
+        self.verify_teachers = verify_teachers
         self._panel = TeacherPanel(self.teachers, n_teachers_to_sample, seed, combine)
+        self._observer = Observer(self._panel.labels) if telemetry else None
+        self._distance = DistillationTerm(
+            self._panel, kd_loss_fn, self._observer, on_nonfinite == "skip", student_output_fn
+        )
         self._meter = BatchMeter()
+        self._evaluation = TeacherEvaluation(self._distance)
         # Known from INIT on
         self._peers: list[Distillation] = [self]
+        self._identities: list[str] = []
         self._suffix = ""
         self._joins_late = False
         # Of the current batch
@@ -134,6 +157,12 @@ class Distillation(Algorithm):
             Event.AFTER_TRAIN_BATCH: self._end_pass,
             Event.BATCH_END: self._log,
         }
+        if eval_teachers:
+            self._handlers |= {
+                Event.EVAL_START: self._evaluation.start,
+                Event.EVAL_AFTER_FORWARD: self._evaluation.update,
+                Event.EVAL_END: self._log_evaluation,
+            }
 
     def match(self, event: Event, state: State) -> bool:
         """Return whether ``apply`` has something to do at ``event``."""
@@ -151,6 +180,7 @@ class Distillation(Algorithm):
         """INIT: check the teachers against the student, freeze them, move them."""
         check_apart(self.teachers, state.model, state.optimizers or ())
         device = state.device.tensor_to_device(torch.empty(0)).device
+        self._identities = [teacher.identity() for teacher in self.teachers]
         for teacher in self.teachers:
             teacher.freeze()
             teacher.place(device)
@@ -182,7 +212,7 @@ class Distillation(Algorithm):
 
     def _remember_view(self, state: State, logger: Logger) -> None:
         """AFTER_FORWARD: keep the view that the student saw, before labels are smoothed."""
-        self._view = copy_batch(state.batch)
+        self._view = shallow_copy(state.batch)
         self._term = self._task = None
 
     def _distil(self, state: State, logger: Logger) -> None:
@@ -190,79 +220,42 @@ class Distillation(Algorithm):
         self._org_weight = weight_now(self.org_loss_weight, state, "org_loss_weight")
         kd_weight = weight_now(self.kd_loss_weight, state, "kd_loss_weight")
         self._weights = {"kd_loss_weight": kd_weight, "org_loss_weight": self._org_weight}
-        self._values: dict[str, Tensor] = {}
         if kd_weight > 0.0:
-            self._term = self._teach(state) * kd_weight
+            view = shallow_copy(state.batch) if self._view is None else self._view
+            trust_labels = self._org_weight > 0.0  # else they may be placeholders
+            distance, self._values = self._distance.measure(state, view, trust_labels=trust_labels)
+            self._term = distance * kd_weight
+            self._view = None
         if not self._joins_late:
             self._join(state, logger)
 
-    def _teach(self, state: State) -> Tensor:
-        """Return the unweighted distillation loss of the microbatch and note what it tells."""
-        outputs = state.outputs
-        if self.student_output_fn is not None:
-            outputs = self.student_output_fn(outputs)
-        student = extract_logits(outputs, "the student")
-        view = copy_batch(state.batch) if self._view is None else self._view
-        drawn = self._panel.draw(int(state.timestamp.batch))
-        axis = self._class_axis()
-        temperature = float(getattr(self.kd_loss_fn, "temperature", 1.0))
-        target = self._panel.target(drawn, view, student, state, temperature=temperature, axis=axis)
-        if self.on_nonfinite == "skip":
-            finite = self._panel.all_finite(drawn)
-            target = torch.where(finite, target, student.detach())
-            distance = self._distance(student, target) * finite
-            self._values["distillation/skipped"] = ~finite
-        else:
-            distance = self._distance(student, target)
-        self._values["loss/train/kd"] = distance.detach()
-        agreement = top1_agreement(student, target, axis)
-        if agreement is not None:
-            self._values["distillation/agreement"] = agreement
-        self._view = None
-        return distance
-
     def _join(self, state: State, logger: Logger) -> None:
         """AFTER_LOSS or BEFORE_BACKWARD: blend the term into the loss that Composer trains."""
-        if self._term is None:
-            if self._org_weight != 1.0:
-                state.loss = blend(state.loss, None, self._org_weight)
-            return
-        joined = [peer for peer in self._peers if peer._task is not None]
-        tasks = [peer._task for peer in joined if peer._task is not None]
-        self._task = task = tasks[0] if tasks else task_loss(state.loss)
-        values = self._values | {"loss/train/org": task}
-        # The gradient that reaches the term is the share of the batch that Composer gives to this
-        # microbatch, whether it counts samples or tokens.
-        scale = _loss_scale(state, self._term)
-        self._term.register_hook(lambda share: self._meter.add(values, share / scale))
-        # A term that another Distillation joined before must keep its own weight.
-        terms = [peer._term for peer in joined if peer._term is not None]
-        kept = sum(terms) * (1.0 - self._org_weight) if terms else 0.0
-        state.loss = blend(state.loss, self._term + kept, self._org_weight)
+        joined = [(peer._task, peer._term) for peer in self._peers if peer._task is not None]
+        self._task = joined[0][0] if joined else task_loss(state.loss)
+        # Terms that other instances joined before must keep their own weight.
+        terms = [other for _, other in joined if other is not None]
+        term = torch.stack(terms).sum() * (1.0 - self._org_weight) if terms else None
+        if self._term is not None:
+            self._meter_on_backward(state, self._term, self._values, self._task)
+            term = self._term if term is None else self._term + term
+        if term is not None or self._org_weight != 1.0:
+            state.loss = blend(state.loss, term, self._org_weight)
 
-    def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return the unweighted distillation loss, a scalar that leads back to the student."""
-        if not isinstance(self.kd_loss_fn, DistillationLoss):
-            dtype = torch.promote_types(student.dtype, torch.float32)
-            student, teacher = student.to(dtype), teacher.to(dtype)
-        distance = self.kd_loss_fn(student, teacher)
-        if not isinstance(distance, Tensor):
-            raise TypeError(
-                f"kd_loss_fn must return a tensor, got {type(distance).__name__}. "
-                "Do not call .item() or float() on it."
-            )
-        if not distance.requires_grad:
-            raise ValueError(
-                "kd_loss_fn must return a tensor with a gradient path to the student's logits, got "
-                "one that requires no gradient. It is called as kd_loss_fn(student, teacher): do "
-                "not detach its first argument."
-            )
-        return distance.mean()
+    def _meter_on_backward(
+        self, state: State, term: Tensor, values: dict[str, Tensor], task: Tensor | None
+    ) -> None:
+        """Weigh the microbatch's values as Composer weighs its loss.
 
-    def _class_axis(self) -> int:
-        """Return the axis that holds the classes; a softmax over axis 0 runs across positions."""
-        axis = getattr(self.kd_loss_fn, "dim", -1)
-        return axis if isinstance(axis, int) and axis != 0 else -1
+        The gradient that reaches the term is the share of the batch that Composer gives to this
+        microbatch, whether it counts samples or tokens.
+        """
+        if task is not None:
+            values["loss/train/org"] = task
+        one = torch.ones_like(term)
+        if state.precision == Precision.AMP_FP16 and state.scaler is not None:
+            one = state.scaler.scale(one)
+        term.register_hook(lambda gradient: self._meter.add(values, gradient / one))
 
     def _end_pass(self, state: State, logger: Logger) -> None:
         """AFTER_TRAIN_BATCH: stop on a broken teacher before the optimizer's step."""
@@ -276,19 +269,51 @@ class Distillation(Algorithm):
         self._weights = {}
         values = self._meter.take()
         if values:
+            if self._observer is not None:
+                share = torch.tensor(self._panel.time_share())
+                values["distillation/teacher_time"] = state.device.tensor_to_device(share)
             stacked = torch.stack([value.reshape(()) for value in values.values()])
             dist.all_reduce(stacked)
             means = (stacked / dist.get_world_size()).tolist()
             metrics |= dict(zip(values, means, strict=True))
+            if self._observer is not None:
+                self._observer.warn_of_chance(metrics)
         if metrics:
             step = int(state.previous_timestamp.batch) if state.previous_timestamp else None
-            named = {with_suffix(name, self._suffix): value for name, value in metrics.items()}
-            logger.log_metrics(named, step=step)
+            logger.log_metrics({self._named(k): v for k, v in metrics.items()}, step=step)
+
+    def _named(self, name: str) -> str:
+        """Return a metric's name for this instance; the first in a Trainer has the plain ones."""
+        head, _, tail = name.partition("/")
+        if head == "distillation":
+            return f"distillation{self._suffix}/{tail}"
+        return f"{name}{self._suffix}"
+
+    def _log_evaluation(self, state: State, logger: Logger) -> None:
+        """EVAL_END: log the values of an evaluation set."""
+        metrics = self._evaluation.finish(state)
+        logger.log_metrics({self._named(name): value for name, value in metrics.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain types that tell who the teachers are, for a resumed run to compare."""
+        identities = {str(i): peer._identities for i, peer in enumerate(self._peers)}
+        return {**super().state_dict(), "teachers": identities}
+
+    def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
+        """Compare the teachers with those of the run that wrote the checkpoint.
+
+        Raises:
+            ValueError: If they differ and ``verify_teachers`` is set.
+        """
+        # Composer hands every instance the state of the last one: each finds itself by position
+        saved = state.get("teachers", {}).get(str(self._peers.index(self)))
+        if self.verify_teachers and saved is not None:
+            check_same(saved, self._identities)
 
     def __repr__(self) -> str:
         """Describe the arguments, without memory addresses."""
         return (
-            f"Distillation(teachers={[teacher.name for teacher in self.teachers]}, "
+            f"Distillation(teachers={list(self._panel.labels)}, "
             f"kd_loss_fn={describe(self.kd_loss_fn)}, "
             f"kd_loss_weight={describe(self.kd_loss_weight)}, "
             f"org_loss_weight={describe(self.org_loss_weight)}, "
@@ -297,17 +322,3 @@ class Distillation(Algorithm):
             f"n_teachers_to_sample={self.n_teachers_to_sample}, combine='{self.combine}', "
             f"seed={self.seed})"
         )
-
-
-def with_suffix(name: str, suffix: str) -> str:
-    """Return a metric's name for the second or a later instance in one Trainer."""
-    head, _, tail = name.partition("/")
-    return f"{head}{suffix}/{tail}" if head == "distillation" else f"{name}{suffix}"
-
-
-def _loss_scale(state: State, like: Tensor) -> Tensor:
-    """Return the factor by which Composer's gradient scaler multiplies the loss."""
-    one = torch.ones_like(like)
-    if state.precision == Precision.AMP_FP16 and state.scaler is not None:
-        return state.scaler.scale(one)
-    return one

@@ -16,19 +16,6 @@ LABEL_KEYS = frozenset(
 """Keys of a mapping batch that teachers never see: a model that reads them computes a loss."""
 
 
-def copy_batch(batch: Any) -> Any:
-    """Return a shallow copy of a batch's containers; the tensors are shared.
-
-    Taken after the student's forward, it keeps the view that the student saw even if an algorithm
-    later smooths or mixes the labels inside the same dict or list.
-    """
-    if isinstance(batch, dict):
-        return {key: copy_batch(value) for key, value in batch.items()}
-    if isinstance(batch, list):
-        return [copy_batch(value) for value in batch]
-    return batch
-
-
 def call_model(model: nn.Module, batch: Any) -> Any:
     """Run a model's forward on a batch, without labels and without changing the batch.
 
@@ -92,6 +79,27 @@ def extract_logits(output: Any, owner: str) -> Tensor:
             "Return the scores before argmax."
         )
     return logits
+
+
+def class_labels(batch: Any, logits: Tensor, axis: int = -1) -> Tensor | None:
+    """Return a batch's class indices where it holds one for each position of ``logits``.
+
+    Args:
+        batch: A tuple or list, whose second element counts, or a mapping with ``'labels'``.
+        logits: The student's logits.
+        axis: The class axis.
+
+    Returns:
+        An integer tensor of the shape of ``logits`` without the class axis, or None.
+    """
+    if isinstance(batch, Mapping):
+        labels = batch.get("labels")
+    else:
+        labels = batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or logits.ndim < 2:
+        return None
+    positions = logits.movedim(axis, -1).shape[:-1]
+    return labels if labels.shape == positions else None
 
 
 def check_shapes(student: Tensor, teacher: Tensor, owner: str) -> None:

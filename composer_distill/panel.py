@@ -12,8 +12,9 @@ from composer_distill.combining import mean_logits, mean_probabilities
 from composer_distill.outputs import call_model, check_shapes, extract_logits
 from composer_distill.sampling import sample_teachers
 from composer_distill.teachers import Teacher
-from composer_distill.teachers.isolation import untouched_random_streams
 from composer_distill.teachers.roster import labels_of
+from composer_distill.teachers.streams import untouched_streams
+from composer_distill.telemetry import Stopwatch
 
 Watch = Callable[[int, Tensor], None]
 """Called with each answering teacher's index and logits, before they are combined."""
@@ -38,6 +39,7 @@ class TeacherPanel:
         self.seed = seed
         self.combine = combine
         self._finite: dict[str, Tensor] = {}
+        self._stopwatch = Stopwatch()
 
     def draw(self, batch: int, *, everyone: bool = False) -> list[tuple[int, float]]:
         """Return ``(index, share)`` of the teachers that answer batch number ``batch``."""
@@ -56,12 +58,13 @@ class TeacherPanel:
         Raises:
             ValueError: If the shape differs from the student's.
         """
-        label = self.labels[index]
+        label, device = self.labels[index], student.device
         # fp8 off, as in Composer's own evaluation: it needs sizes divisible by 16
         precision = get_precision_context(
             state.precision, state.precision_config, fp8_autocast_enabled=False
         )
-        with torch.no_grad(), precision, untouched_random_streams(student.device):
+        timed, streams = self._stopwatch.measure(device), untouched_streams(device)
+        with timed, streams, torch.no_grad(), precision:
             logits = self.teachers[index].forward(
                 view, call_model, partial(extract_logits, owner=label)
             )
@@ -107,6 +110,11 @@ class TeacherPanel:
     def start_pass(self) -> None:
         """Forget what was noted of a pass over the batch that did not complete."""
         self._finite = {}
+        self._stopwatch.start_batch()
+
+    def time_share(self) -> float:
+        """Return the share of the batch's time that went into the teachers, in [0, 1]."""
+        return self._stopwatch.share()
 
     def all_finite(self, drawn: Sequence[tuple[int, float]]) -> Tensor:
         """Return whether the drawn teachers' answers in this pass were finite, on the device."""

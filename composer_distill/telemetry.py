@@ -1,7 +1,20 @@
-"""What a batch tells about distillation, on rows that are computed already."""
+"""What a batch tells about distillation, on logits that are computed already."""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+
+_log = logging.getLogger(__name__)
+
+_CHUNK_ELEMENTS = 1 << 18  # fits in a core's cache at float32
+_CHANCE_BATCHES = 5
+_CHANCE_RATIO = 0.98  # of ln(classes); the rest is sampling noise
 
 
 def top1_agreement(student: Tensor, teacher: Tensor, axis: int = -1) -> Tensor | None:
@@ -25,7 +38,141 @@ def top1_agreement(student: Tensor, teacher: Tensor, axis: int = -1) -> Tensor |
         >>> top1_agreement(student, torch.tensor([[9.0, 0.0], [9.0, 0.0]]))
         tensor(0.5000)
     """
-    if student.ndim < 2 or student.shape[axis] < 2 or not student.numel():
+    if not is_classification(student, axis):
         return None
     with torch.no_grad():
         return (student.max(axis).indices == teacher.max(axis).indices).float().mean()
+
+
+def is_classification(logits: Tensor, axis: int = -1) -> bool:
+    """Return whether logits have classes to tell apart and positions to tell them for."""
+    return logits.ndim >= 2 and logits.shape[axis] >= 2 and logits.numel() > 0
+
+
+@torch.no_grad()
+def divergence_and_entropies(
+    student: Tensor, teacher: Tensor, axis: int = -1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return how far apart and how sure student and teacher are, as means over positions, in nats.
+
+    Computed in float32 a few rows at a time, so that no second copy of the logits is ever held.
+
+    Args:
+        student: The student's logits.
+        teacher: The teacher's logits.
+        axis: The class axis.
+
+    Shape:
+        - student, teacher: any, equal.
+        - results: scalars.
+
+    Returns:
+        The forward KL at temperature 1, the student's entropy and the teacher's entropy.
+
+    Example:
+        >>> logits = torch.zeros(2, 4)
+        >>> [round(value.item(), 4) for value in divergence_and_entropies(logits, logits)]
+        [0.0, 1.3863, 1.3863]
+    """
+    classes = student.shape[axis]
+    student = student.movedim(axis, -1).reshape(-1, classes)
+    teacher = teacher.movedim(axis, -1).reshape(-1, classes)
+    rows = max(1, _CHUNK_ELEMENTS // classes)
+    totals = torch.zeros(3, device=student.device)
+    for one, other in zip(student.split(rows), teacher.split(rows), strict=True):
+        log_q, log_p = one.float().log_softmax(-1), other.float().log_softmax(-1)
+        q, p = log_q.exp(), log_p.exp()
+        gap = torch.where(p > 0, log_p - log_q, 0.0)  # 0 ln 0 is 0
+        totals[0] += torch.linalg.vecdot(p, gap).sum()
+        totals[1] -= torch.linalg.vecdot(q, torch.where(q > 0, log_q, 0.0)).sum()
+        totals[2] -= torch.linalg.vecdot(p, torch.where(p > 0, log_p, 0.0)).sum()
+    kl, student_entropy, teacher_entropy = totals / len(student)
+    return kl, student_entropy, teacher_entropy
+
+
+class Stopwatch:
+    """How much of a batch's time goes into what it measures, without synchronising the device."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+        self._seconds = 0.0
+        self._events: list[tuple[Any, Any]] = []
+
+    def start_batch(self) -> None:
+        """Begin to count the batch's own time."""
+        self._since, self._seconds, self._events = time.perf_counter(), 0.0, []
+
+    @contextmanager
+    def measure(self, device: torch.device) -> Iterator[None]:
+        """Count what runs inside: on a GPU the device's time, else the wall clock's."""
+        if device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            stream = torch.cuda.current_stream(device)
+            start.record(stream)
+            yield
+            end.record(stream)
+            self._events.append((start, end))
+        else:
+            start_seconds = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - start_seconds
+
+    def share(self) -> float:
+        """Return the measured share of the time since the batch began, in [0, 1].
+
+        On a GPU call it when the device has finished the batch, as it has at BATCH_END.
+        """
+        on_device = sum(start.elapsed_time(end) for start, end in self._events) / 1000
+        return min(1.0, (self._seconds + on_device) / (time.perf_counter() - self._since))
+
+
+class ChanceWatch:
+    """Warns, once and early, of a teacher whose own loss on the labels is no better than chance.
+
+    It is the usual sign of a wrong checkpoint, of classes in another order or of wrong
+    preprocessing.
+    """
+
+    def __init__(self) -> None:
+        self._ratios: dict[str, list[float]] = {}
+
+    def wants(self, label: str) -> bool:
+        """Return whether too little is known about the teacher called ``label`` so far."""
+        return len(self._ratios.get(label, ())) < _CHANCE_BATCHES
+
+    def note(self, label: str, ratio: float) -> None:
+        """Note one batch's cross-entropy on the labels as a multiple of ``ln(classes)``."""
+        ratios = self._ratios.setdefault(label, [])
+        ratios.append(ratio)
+        if len(ratios) == _CHANCE_BATCHES and math.fsum(ratios) / len(ratios) >= _CHANCE_RATIO:
+            _log.warning(
+                "%s: over its first %d batches its cross-entropy on the labels is %.2f of "
+                "ln(classes), no better than chance. Check its checkpoint, the order of its "
+                "classes and its preprocessing (Teacher(..., input_fn=...)).",
+                label,
+                len(ratios),
+                math.fsum(ratios) / len(ratios),
+            )
+
+
+@torch.no_grad()
+def chance_ratio(teacher: Tensor, labels: Tensor, axis: int = -1) -> Tensor:
+    """Return the teacher's cross-entropy on the labels as a multiple of ``ln(classes)``.
+
+    Args:
+        teacher: The teacher's logits.
+        labels: Class indices; those that are no class, such as -100, are left out.
+        axis: The class axis.
+
+    Shape:
+        - teacher: any with a class axis.
+        - labels: the same without it.
+        - result: scalar; 0 where no position is labelled.
+    """
+    classes = teacher.shape[axis]
+    rows, targets = teacher.movedim(axis, -1).reshape(-1, classes), labels.reshape(-1)
+    known = (targets >= 0) & (targets < classes)
+    loss = torch.nn.functional.cross_entropy(
+        rows.float(), torch.where(known, targets, -1), ignore_index=-1, reduction="sum"
+    )
+    return loss / known.sum().clamp(min=1) / math.log(classes)

@@ -1,31 +1,110 @@
 """Forward Kullback-Leibler divergence of softened distributions (arXiv 1503.02531)."""
 
-import math
-
 from torch import Tensor
-from torch.nn import functional as F
 
-from composer_distill.losses.base import DistillationLoss, compute_dtype
+from composer_distill.losses.base import DistillationLoss, Schedule
+from composer_distill.losses.rows import (
+    check_dim,
+    check_inputs,
+    check_reduction,
+    check_temperature,
+    log_probabilities,
+    sum_of_terms,
+)
 
 
-def kl_divergence(student: Tensor, teacher: Tensor, temperature: float, dim: int = -1) -> Tensor:
-    """Return ``T^2 KL(softmax(teacher/T) || softmax(student/T))`` as a mean over positions."""
-    log_q = (student.to(compute_dtype(student.dtype)) / temperature).log_softmax(dim)
-    log_p = (teacher.detach().to(compute_dtype(teacher.dtype)) / temperature).log_softmax(dim)
-    return (
-        F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim).mean() * temperature**2
-    )
+def kl_divergence(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None = None,
+    *,
+    temperature: float = 4.0,
+    dim: int = -1,
+    reduction: str = "mean",
+) -> Tensor:
+    """Return ``T^2 KL(softmax(teacher/T) || softmax(student/T))``; see :class:`KLDivergence`."""
+    temperature = check_temperature(temperature)
+    reduction = check_reduction(reduction)
+    check_inputs(student, teacher, mask, check_dim(dim))
+
+    def terms(s: Tensor, t: Tensor) -> Tensor:
+        log_q, log_p = log_probabilities(s, temperature), log_probabilities(t, temperature)
+        return temperature**2 * log_p.exp() * (log_p - log_q)
+
+    return sum_of_terms(terms, student, teacher, mask, dim, reduction)
 
 
 class KLDivergence(DistillationLoss):
-    """Forward KL, a placeholder until the exact kernel lands."""
+    """Forward KL: from the teacher's softened distribution ``p`` to the student's ``q``.
 
-    def __init__(self, temperature: float = 4.0, dim: int = -1, reduction: str = "mean") -> None:
-        super().__init__()
-        if not (math.isfinite(temperature) and temperature > 0):
-            raise ValueError(f"temperature must be positive and finite, got {temperature}.")
-        self.temperature, self.dim, self.reduction = temperature, dim, reduction
+    ``T^2 * sum_c p_c (log p_c - log q_c)`` in nats, with ``p = softmax(teacher / T)`` and
+    ``q = softmax(student / T)``. It is 0 where student and teacher agree and positive elsewhere.
 
-    def forward(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    Args:
+        temperature: T, positive: a number, or a schedule. The factor T^2 keeps the size of the
+            gradient while T changes (Hinton, Vinyals and Dean, section 2). As T grows the loss
+            tends to half the mean squared difference of the centred logits.
+        dim: The axis of the softmax, that is of the classes.
+        reduction: ``'mean'``: the mean over positions, whatever their number of axes. Note that
+            torch's own ``'mean'`` divides by the classes too. ``'batchmean'``: the sum over the
+            length of the first axis, as in torch, mask or not. ``'sum'``: the sum. ``'none'``: the
+            terms, one for each entry of the inputs.
+        softmax_dim: An older name of ``dim``.
+
+    Shape:
+        - student, teacher: ``(..., C)``, or the class axis at ``dim``; any floating-point type.
+          float16 and bfloat16 are computed in float32.
+        - mask: ``(...)``, boolean; positions that are false do not count.
+        - output: a scalar of type float32 (float64 for float64 logits); for ``'none'`` the shape
+          of the inputs.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If the temperature is not positive and finite, the reduction is unknown, or
+            shapes do not fit.
+
+    Reference:
+        Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, arXiv 1503.02531.
+
+    Example:
+        >>> import torch
+        >>> loss = KLDivergence(temperature=1.0)
+        >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 2.0]]).log1p()
+        >>> loss(student, teacher)  # ln 2 - H(1/4, 3/4)
+        tensor(0.1308)
+        >>> loss(teacher, teacher)
+        tensor(0.)
+    """
+
+    temperature: float | Schedule
+
+    def __init__(
+        self,
+        temperature: float | Schedule = 4.0,
+        dim: int = -1,
+        reduction: str = "mean",
+        *,
+        softmax_dim: int | None = None,
+    ) -> None:
+        if softmax_dim is not None:
+            if dim not in (-1, softmax_dim):
+                raise ValueError(
+                    f"dim and softmax_dim are one argument, got dim={dim!r} and "
+                    f"softmax_dim={softmax_dim!r}. Give dim only."
+                )
+            dim = softmax_dim
+        super().__init__(dim, reduction)
+        self._number_or_schedule("temperature", temperature)
+
+    def compute(
+        self, student: Tensor, teacher: Tensor, mask: Tensor | None, labels: Tensor | None
+    ) -> Tensor:
         """Return the divergence."""
-        return kl_divergence(student, teacher, self.temperature, self.dim)
+        return kl_divergence(
+            student,
+            teacher,
+            mask,
+            temperature=check_temperature(self.temperature),
+            dim=self.dim,
+            reduction=self.reduction,
+        )

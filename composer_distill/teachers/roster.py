@@ -1,6 +1,7 @@
 """The teachers of one run: read from whatever the user passed, and kept apart from the student."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -39,7 +40,10 @@ def to_teachers(teachers: Any) -> tuple[Teacher, ...]:
 
 def labels_of(teachers: Sequence[Teacher]) -> tuple[str, ...]:
     """Return what errors and logs call each teacher, such as ``'teacher 1 (ResNet)'``."""
-    return tuple(f"teacher {index} ({teacher.name})" for index, teacher in enumerate(teachers))
+    return tuple(
+        f"teacher {index} ({teacher.name or type(teacher.model).__name__})"
+        for index, teacher in enumerate(teachers)
+    )
 
 
 def check_apart(
@@ -71,6 +75,23 @@ def check_apart(
                 )
 
 
+def check_same(saved: Sequence[str], present: Sequence[str]) -> None:
+    """Compare the teachers of a resumed run with those of the run that wrote the checkpoint.
+
+    Raises:
+        ValueError: Naming the first teacher that differs.
+    """
+    if list(saved) == list(present):
+        return
+    pairs = zip_longest(saved, present, fillvalue="none")
+    index, (was, now) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise ValueError(
+        f"teacher {index} differs from the one in the run that wrote the checkpoint: it was {was}, "
+        f"now it is {now}. Pass the same teachers in the same order, or verify_teachers=False to "
+        "go on with others."
+    )
+
+
 def _from_checkpoint(source: Any, model: Any) -> Teacher:
     if not isinstance(model, nn.Module):
         raise TypeError(
@@ -98,8 +119,8 @@ def _check_distinct(teachers: Sequence[Teacher]) -> None:
         earlier = first.setdefault(id(teacher.model), index)
         if earlier != index:
             raise ValueError(
-                f"teachers {earlier} and {index} ({teacher.name}) are one and the same model. "
-                "Build a model for each, or give one Teacher a larger weight."
+                f"teachers {earlier} and {index} ({type(teacher.model).__name__}) are one and the "
+                "same model. Build a model for each, or give one Teacher a larger weight."
             )
 
 
