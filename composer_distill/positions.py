@@ -21,6 +21,16 @@ MaskFn = Callable[[Any, Any], Tensor | None]
 """``mask_fn(batch, outputs)``: True where a position counts, None where all do."""
 
 
+def check_mask_fn(mask_fn: Any) -> Any:
+    """Return ``mask_fn``; raise TypeError where it can be none."""
+    if mask_fn is not None and not callable(mask_fn):
+        raise TypeError(
+            "mask_fn must be callable as (batch, outputs) or None, got "
+            f"{type(mask_fn).__name__}. Use loss_positions, attended_positions or all_positions."
+        )
+    return mask_fn
+
+
 @dataclass(frozen=True)
 class Task:
     """What a student's architecture says about its positions.
@@ -29,10 +39,12 @@ class Task:
         shift: Whether the logits at a position predict the next label, as in a causal LM.
         encoder_decoder: Whether the logits belong to a decoder, so that ``attention_mask``, which
             is the encoder's, says nothing about them.
+        aligned: Whether the batch's labels were shifted already, as Composer does in evaluation.
     """
 
     shift: bool = False
     encoder_decoder: bool = False
+    aligned: bool = False
 
 
 def task_of(model: nn.Module) -> Task:
@@ -46,7 +58,7 @@ def task_of(model: nn.Module) -> Task:
 
     Example:
         >>> task_of(nn.Linear(2, 2))
-        Task(shift=False, encoder_decoder=False)
+        Task(shift=False, encoder_decoder=False, aligned=False)
     """
     config = _first(model, "config")
     encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
@@ -153,7 +165,7 @@ def default_positions(batch: Any, logits: Tensor, task: Task) -> Tensor | None:
     labels = _labels(batch)
     from_labels = task.shift or task.encoder_decoder
     if from_labels and labels is not None and labels.shape == logits.shape[:-1]:
-        return loss_positions(batch, shift=task.shift)
+        return align(labels, task) != IGNORED_LABEL
     if task.encoder_decoder:
         batch = {key: value for key, value in batch.items() if key != "attention_mask"}
     mask = attended_positions(batch)
@@ -184,7 +196,7 @@ def kept_positions(
     if mask_fn is None:
         mask = default_positions(batch, logits, task)
     elif mask_fn is loss_positions:
-        mask = loss_positions(batch, outputs, shift=task.shift)
+        mask = loss_positions(batch, outputs, shift=task.shift and not task.aligned)
     else:
         mask = mask_fn(batch, outputs)
     if mask is None:
@@ -250,7 +262,9 @@ def align(labels: Tensor, task: Task) -> Tensor:
     Shape:
         - labels, result: ``(..., T)``.
     """
-    return F.pad(labels[..., 1:], (0, 1), value=IGNORED_LABEL) if task.shift else labels
+    if not task.shift or task.aligned:
+        return labels
+    return F.pad(labels[..., 1:], (0, 1), value=IGNORED_LABEL)
 
 
 def select_positions(tensor: Tensor, mask: Tensor, axis: int = -1) -> Tensor:

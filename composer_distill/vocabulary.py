@@ -83,11 +83,11 @@ def explain_sizes(student_size: int, teacher_size: int, real: int | None = None)
     smaller = min(student_size, teacher_size)
     if real is not None and real <= smaller:
         return (
-            f"One tokenizer of {real} tokens serves both, so the rest is padding: pass "
+            f"one tokenizer of {real} tokens serves both, so the rest is padding. Pass "
             f"Distillation(..., vocab_size={real}) to cut both."
         )
     return (
-        "If both use one tokenizer and the rest is padding, pass "
+        "if both use one tokenizer and the rest is padding, pass "
         f"Distillation(..., vocab_size=len(tokenizer)), at most {smaller}; a teacher with a "
         "tokenizer of its own can't be compared class by class."
     )
