@@ -22,6 +22,7 @@ from composer_distill.positions import MaskFn, check_mask_fn
 from composer_distill.schedule import Weight, Window, check_weight, to_time, weight_now
 from composer_distill.teachers import Teacher
 from composer_distill.teachers.roster import check_apart, check_same, to_teachers
+from composer_distill.teachers.sharding import Sharding, is_to_be_sharded, shard
 from composer_distill.teachers.splitting import shallow_copy
 from composer_distill.term import DistillationTerm
 from composer_distill.vocabulary import check_vocab_size
@@ -81,6 +82,9 @@ class Distillation(Algorithm):
             that knows the labels no better than chance is warned of. It costs two passes over the
             logits without gradients.
         verify_teachers: Whether resuming a run with other teachers is an error.
+        teacher_sharding: Whether each rank holds whole teachers (``'replicated'``) or they are cut
+            as the student is under FSDP (``'sharded'``); ``'auto'`` cuts those of more than 1e9
+            parameters where the student is cut.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -119,11 +123,13 @@ class Distillation(Algorithm):
         eval_teachers: bool = False,
         telemetry: bool = True,
         verify_teachers: bool = True,
+        teacher_sharding: Sharding = "auto",
     ) -> None:
         check_loss(kd_loss_fn, combine)
         check_weight(kd_loss_weight, "kd_loss_weight")
         check_weight(org_loss_weight, "org_loss_weight")
         check_choice(on_nonfinite, "on_nonfinite", ("raise", "skip"))
+        check_choice(teacher_sharding, "teacher_sharding", ("auto", "replicated", "sharded"))
         self.window = Window(to_time(start_dur, "start_dur"), to_time(end_dur, "end_dur"))
         self.teachers = to_teachers(teachers)
         check_sample_size(n_teachers_to_sample, len(self.teachers))
@@ -140,6 +146,7 @@ class Distillation(Algorithm):
         self.eval_teachers = eval_teachers
         self.telemetry = telemetry
         self.verify_teachers = verify_teachers
+        self.teacher_sharding: Sharding = teacher_sharding
         self._panel = TeacherPanel(self.teachers, n_teachers_to_sample, seed, combine)
         self._observer = Observer(self._panel.labels) if telemetry else None
         self._distance = DistillationTerm(
@@ -204,9 +211,12 @@ class Distillation(Algorithm):
         self._distance.prepare(state.model)
         device = state.device.tensor_to_device(torch.empty(0)).device
         self._identities = [teacher.identity() for teacher in self.teachers]
-        for teacher in self.teachers:
+        for teacher, label in zip(self.teachers, self._panel.labels, strict=True):
+            sharded = is_to_be_sharded(teacher.model, self.teacher_sharding, state, label)
             teacher.freeze()
-            teacher.place(device)
+            teacher.place(torch.device("cpu") if sharded else device)
+            if sharded:
+                shard(teacher.model, state)
         if isinstance(self.kd_loss_fn, nn.Module):
             state.device.module_to_device(self.kd_loss_fn)
         self._peers = [peer for peer in state.algorithms if isinstance(peer, Distillation)]

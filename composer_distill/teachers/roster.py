@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from composer_distill.teachers.sharding import local
 from composer_distill.teachers.teacher import Teacher
 
 
@@ -131,6 +132,7 @@ def _tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
 
 def _memory(tensor: torch.Tensor) -> tuple[torch.device, int] | None:
     """Return where a tensor's storage lies, None for one that has no memory of its own."""
+    tensor = local(tensor)
     if tensor.device.type == "meta" or tensor.numel() == 0:
         return None
     return tensor.device, tensor.untyped_storage().data_ptr()
