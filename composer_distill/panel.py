@@ -39,7 +39,8 @@ class TeacherPanel:
         self.n_sampled = n_sampled
         self.seed = seed
         self.combine = combine
-        self._finite: dict[str, Tensor] = {}
+        self._finite: dict[str, Tensor] = {}  # of the pass over the batch
+        self._finite_now: dict[str, Tensor] = {}  # of the microbatch
         self._stopwatch = Stopwatch()
 
     def draw(self, batch: int, *, everyone: bool = False) -> list[tuple[int, float]]:
@@ -119,8 +120,8 @@ class TeacherPanel:
         return self._stopwatch.share()
 
     def all_finite(self, drawn: Sequence[tuple[int, float]]) -> Tensor:
-        """Return whether the drawn teachers' answers in this pass were finite, on the device."""
-        flags = [self._finite[self.labels[index]] for index, _ in drawn]
+        """Return whether the answers to this microbatch were finite, without synchronising."""
+        flags = [self._finite_now[self.labels[index]] for index, _ in drawn]
         return torch.stack(flags).all()
 
     def check_finite(self, batch: int) -> None:
@@ -146,4 +147,5 @@ class TeacherPanel:
             finite = torch.isfinite(low) & torch.isfinite(high)
         else:
             finite = torch.ones((), dtype=torch.bool, device=logits.device)
+        self._finite_now[label] = finite
         self._finite[label] = self._finite.get(label, finite) & finite

@@ -33,7 +33,12 @@ def names(tmp_path, monkeypatch):
     """What a reader of the pages has at hand: models, data and a teacher's checkpoint."""
     monkeypatch.chdir(tmp_path)
     teacher = classifier()
-    trainer = Trainer(model=teacher, train_dataloader=dataloader(), max_duration="1ba")
+    trainer = Trainer(
+        model=teacher,
+        optimizers=torch.optim.SGD(teacher.parameters(), lr=0.1),
+        train_dataloader=dataloader(),
+        max_duration="1ba",
+    )
     trainer.save_checkpoint("./path/to/weights.pt")
     trainer.close()
     return {
@@ -47,7 +52,6 @@ def names(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-@pytest.mark.filterwarnings("ignore:No optimizer was specified:UserWarning")
 def test_the_blocks_of_a_page_run(page, names):
     document = Sybil(parsers=[PythonCodeBlockParser()], path=str(ROOT)).parse(page)
     document.namespace.update(names)

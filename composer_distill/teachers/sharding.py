@@ -67,11 +67,11 @@ def shard(model: nn.Module, state: State) -> None:
 
         prepare_fsdp_module(model, None, student, state.precision, state.device, False)
         return
-    from composer.distributed.fsdp2_utils import generate_default_policy
-    from composer.distributed.prepare_distributed import (
+    from composer.distributed.fsdp2_utils import (
         generate_composer_model_policy,
-        parallelize_model,
+        generate_default_policy,
     )
+    from composer.distributed.prepare_distributed import parallelize_model
 
     with warnings.catch_warnings():
         # said already when the student's own configuration was made
