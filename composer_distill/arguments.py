@@ -31,19 +31,25 @@ def check_loss(kd_loss_fn: Any, combine: str) -> None:
             "kd_loss_fn receives logits, but torch's KL divergence needs log-probabilities of the "
             "student and probabilities of the teacher. Use composer_distill.KLDivergence."
         )
-    reduction = getattr(kd_loss_fn, "reduction", "mean")
-    sums = reduction == "sum" or (reduction == "none" and isinstance(kd_loss_fn, DistillationLoss))
-    if sums:
-        raise ValueError(
-            f"kd_loss_fn has reduction='{reduction}', whose value would depend on the microbatch "
-            "size or the number of classes. Use reduction='mean' and a larger kd_loss_weight."
-        )
+    _check_reduction(kd_loss_fn)
     check_choice(combine, "combine", ("logits", "probabilities"))
     if combine == "probabilities" and not hasattr(kd_loss_fn, "temperature"):
         raise ValueError(
             "combine='probabilities' mixes at the temperature of the loss, but kd_loss_fn has no "
             "attribute 'temperature'. Use KLDivergence(temperature=...) or combine='logits'."
         )
+
+
+def _check_reduction(kd_loss_fn: Any) -> None:
+    parts = kd_loss_fn.modules() if isinstance(kd_loss_fn, nn.Module) else [kd_loss_fn]
+    for part in parts:
+        reduction = getattr(part, "reduction", "mean")
+        if reduction == "sum" or (reduction == "none" and isinstance(part, DistillationLoss)):
+            raise ValueError(
+                f"kd_loss_fn has reduction='{reduction}', whose value would depend on the "
+                "microbatch size or the number of classes. Use reduction='mean' and a larger "
+                "kd_loss_weight."
+            )
 
 
 def check_sample_size(n_sampled: Any, n_teachers: int) -> None:

@@ -16,11 +16,12 @@ from composer_distill.blending import blend, task_loss
 from composer_distill.evaluation import TeacherEvaluation
 from composer_distill.meters import BatchMeter
 from composer_distill.observer import Observer
-from composer_distill.outputs import copy_batch
 from composer_distill.panel import TeacherPanel
 from composer_distill.schedule import Weight, Window, check_weight, to_time, weight_now
 from composer_distill.teachers import Teacher
 from composer_distill.teachers.roster import check_apart, check_same, to_teachers
+from composer_distill.teachers.sharding import Sharding, is_to_be_sharded, shard
+from composer_distill.teachers.splitting import shallow_copy
 from composer_distill.term import DistillationTerm
 
 _log = logging.getLogger(__name__)
@@ -71,6 +72,9 @@ class Distillation(Algorithm):
             that knows the labels no better than chance is warned of. It costs two passes over the
             logits without gradients.
         verify_teachers: Whether resuming a run with other teachers is an error.
+        teacher_sharding: Whether each rank holds whole teachers (``'replicated'``) or they are cut
+            as the student is under FSDP (``'sharded'``); ``'auto'`` cuts those of more than 1e9
+            parameters where the student is cut.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -107,11 +111,13 @@ class Distillation(Algorithm):
         eval_teachers: bool = False,
         telemetry: bool = True,
         verify_teachers: bool = True,
+        teacher_sharding: Sharding = "auto",
     ) -> None:
         check_loss(kd_loss_fn, combine)
         check_weight(kd_loss_weight, "kd_loss_weight")
         check_weight(org_loss_weight, "org_loss_weight")
         check_choice(on_nonfinite, "on_nonfinite", ("raise", "skip"))
+        check_choice(teacher_sharding, "teacher_sharding", ("auto", "replicated", "sharded"))
         self.window = Window(to_time(start_dur, "start_dur"), to_time(end_dur, "end_dur"))
         self.teachers = to_teachers(teachers)
         check_sample_size(n_teachers_to_sample, len(self.teachers))
@@ -126,6 +132,7 @@ class Distillation(Algorithm):
         self.eval_teachers = eval_teachers
         self.telemetry = telemetry
         self.verify_teachers = verify_teachers
+        self.teacher_sharding: Sharding = teacher_sharding
         self._panel = TeacherPanel(self.teachers, n_teachers_to_sample, seed, combine)
         self._observer = Observer(self._panel.labels) if telemetry else None
         self._distance = DistillationTerm(
@@ -181,9 +188,12 @@ class Distillation(Algorithm):
         check_apart(self.teachers, state.model, state.optimizers or ())
         device = state.device.tensor_to_device(torch.empty(0)).device
         self._identities = [teacher.identity() for teacher in self.teachers]
-        for teacher in self.teachers:
+        for teacher, label in zip(self.teachers, self._panel.labels, strict=True):
+            sharded = is_to_be_sharded(teacher.model, self.teacher_sharding, state, label)
             teacher.freeze()
-            teacher.place(device)
+            teacher.place(torch.device("cpu") if sharded else device)
+            if sharded:
+                shard(teacher.model, state)
         if isinstance(self.kd_loss_fn, nn.Module):
             state.device.module_to_device(self.kd_loss_fn)
         self._peers = [peer for peer in state.algorithms if isinstance(peer, Distillation)]
@@ -212,7 +222,7 @@ class Distillation(Algorithm):
 
     def _remember_view(self, state: State, logger: Logger) -> None:
         """AFTER_FORWARD: keep the view that the student saw, before labels are smoothed."""
-        self._view = copy_batch(state.batch)
+        self._view = shallow_copy(state.batch)
         self._term = self._task = None
 
     def _distil(self, state: State, logger: Logger) -> None:
@@ -221,7 +231,7 @@ class Distillation(Algorithm):
         kd_weight = weight_now(self.kd_loss_weight, state, "kd_loss_weight")
         self._weights = {"kd_loss_weight": kd_weight, "org_loss_weight": self._org_weight}
         if kd_weight > 0.0:
-            view = copy_batch(state.batch) if self._view is None else self._view
+            view = shallow_copy(state.batch) if self._view is None else self._view
             trust_labels = self._org_weight > 0.0  # else they may be placeholders
             distance, self._values = self._distance.measure(state, view, trust_labels=trust_labels)
             self._term = distance * kd_weight
@@ -313,7 +323,7 @@ class Distillation(Algorithm):
     def __repr__(self) -> str:
         """Describe the arguments, without memory addresses."""
         return (
-            f"Distillation(teachers={[teacher.name for teacher in self.teachers]}, "
+            f"Distillation(teachers={list(self._panel.labels)}, "
             f"kd_loss_fn={describe(self.kd_loss_fn)}, "
             f"kd_loss_weight={describe(self.kd_loss_weight)}, "
             f"org_loss_weight={describe(self.org_loss_weight)}, "

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 from torchmetrics import Metric
 
-from composer_distill.outputs import copy_batch
+from composer_distill.teachers.splitting import shallow_copy
 from composer_distill.telemetry import divergence_and_entropies, is_classification, top1_agreement
 from composer_distill.term import DistillationTerm
 
@@ -51,7 +51,7 @@ class TeacherEvaluation:
 
         target = self._term.panel.target(
             self._term.panel.draw(0, everyone=True),
-            copy_batch(state.batch),
+            shallow_copy(state.batch),
             student,
             state,
             temperature=self._term.temperature,
@@ -92,7 +92,7 @@ class TeacherEvaluation:
         outputs = _in_place_of(state.outputs, logits)
         with get_precision_context(state.precision, state.precision_config):
             for metric in self._metrics[index].values():
-                model.update_metric(copy_batch(state.batch), outputs, metric)
+                model.update_metric(shallow_copy(state.batch), outputs, metric)
 
 
 def _fresh(metrics: Mapping[str, Metric], state: State) -> dict[str, Metric]:

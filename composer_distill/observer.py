@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from composer_distill.panel import Watch
+from composer_distill.teachers.streams import untouched_streams
 from composer_distill.telemetry import (
     ChanceWatch,
     chance_ratio,
@@ -45,9 +46,10 @@ class Observer:
 
         def note(index: int, logits: Tensor) -> None:
             if len(self._labels) > 1:
-                with torch.no_grad():
+                with torch.no_grad(), untouched_streams(logits.device):
                     values[f"distillation/kd_loss/teacher_{index}"] = distance(logits)
-            if classes is not None and self._chance.wants(self._labels[index]):
+            judge = is_classification(logits, axis) and self._chance.wants(self._labels[index])
+            if classes is not None and judge:
                 values[f"{_CHANCE}{index}"] = chance_ratio(logits, classes, axis)
 
         return note

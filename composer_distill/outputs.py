@@ -16,19 +16,6 @@ LABEL_KEYS = frozenset(
 """Keys of a mapping batch that teachers never see: a model that reads them computes a loss."""
 
 
-def copy_batch(batch: Any) -> Any:
-    """Return a shallow copy of a batch's containers; the tensors are shared.
-
-    Taken after the student's forward, it keeps the view that the student saw even if an algorithm
-    later smooths or mixes the labels inside the same dict or list.
-    """
-    if isinstance(batch, dict):
-        return {key: copy_batch(value) for key, value in batch.items()}
-    if isinstance(batch, list):
-        return [copy_batch(value) for value in batch]
-    return batch
-
-
 def call_model(model: nn.Module, batch: Any) -> Any:
     """Run a model's forward on a batch, without labels and without changing the batch.
 

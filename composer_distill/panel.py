@@ -12,8 +12,9 @@ from composer_distill.combining import mean_logits, mean_probabilities
 from composer_distill.outputs import call_model, check_shapes, extract_logits
 from composer_distill.sampling import sample_teachers
 from composer_distill.teachers import Teacher
-from composer_distill.teachers.isolation import untouched_random_streams
 from composer_distill.teachers.roster import labels_of
+from composer_distill.teachers.sharding import reshard
+from composer_distill.teachers.streams import untouched_streams
 from composer_distill.telemetry import Stopwatch
 
 Watch = Callable[[int, Tensor], None]
@@ -38,7 +39,8 @@ class TeacherPanel:
         self.n_sampled = n_sampled
         self.seed = seed
         self.combine = combine
-        self._finite: dict[str, Tensor] = {}
+        self._finite: dict[str, Tensor] = {}  # of the pass over the batch
+        self._finite_now: dict[str, Tensor] = {}  # of the microbatch
         self._stopwatch = Stopwatch()
 
     def draw(self, batch: int, *, everyone: bool = False) -> list[tuple[int, float]]:
@@ -63,11 +65,12 @@ class TeacherPanel:
         precision = get_precision_context(
             state.precision, state.precision_config, fp8_autocast_enabled=False
         )
-        timed, streams = self._stopwatch.measure(device), untouched_random_streams(device)
+        timed, streams = self._stopwatch.measure(device), untouched_streams(device)
         with timed, streams, torch.no_grad(), precision:
             logits = self.teachers[index].forward(
                 view, call_model, partial(extract_logits, owner=label)
             )
+            reshard(self.teachers[index].model)
         check_shapes(student, logits, label)
         self._note_finite(label, logits)
         return logits
@@ -117,8 +120,8 @@ class TeacherPanel:
         return self._stopwatch.share()
 
     def all_finite(self, drawn: Sequence[tuple[int, float]]) -> Tensor:
-        """Return whether the drawn teachers' answers in this pass were finite, on the device."""
-        flags = [self._finite[self.labels[index]] for index, _ in drawn]
+        """Return whether the answers to this microbatch were finite, without synchronising."""
+        flags = [self._finite_now[self.labels[index]] for index, _ in drawn]
         return torch.stack(flags).all()
 
     def check_finite(self, batch: int) -> None:
@@ -144,4 +147,5 @@ class TeacherPanel:
             finite = torch.isfinite(low) & torch.isfinite(high)
         else:
             finite = torch.ones((), dtype=torch.bool, device=logits.device)
+        self._finite_now[label] = finite
         self._finite[label] = self._finite.get(label, finite) & finite

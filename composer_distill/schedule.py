@@ -44,9 +44,14 @@ class Window:
     def check(self, state: State) -> None:
         """Compare bounds of unlike units, now that the Trainer knows how long an epoch is.
 
+        An end at 1.0, the default, means whenever training ends: a run shorter than ``start`` is no
+        error, since a later ``fit`` may go on.
+
         Raises:
             ValueError: If ``start`` is later than ``end``.
         """
+        if self.end.unit == TimeUnit.DURATION and self.end.value == 1:
+            return
         start, end = _comparable(self.start, self.end, state)
         if start is not None and end is not None and start > end:
             raise _order_error(self.start, self.end)

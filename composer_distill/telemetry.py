@@ -161,7 +161,7 @@ def chance_ratio(teacher: Tensor, labels: Tensor, axis: int = -1) -> Tensor:
 
     Args:
         teacher: The teacher's logits.
-        labels: Class indices; negative ones are left out.
+        labels: Class indices; those that are no class, such as -100, are left out.
         axis: The class axis.
 
     Shape:
@@ -171,7 +171,8 @@ def chance_ratio(teacher: Tensor, labels: Tensor, axis: int = -1) -> Tensor:
     """
     classes = teacher.shape[axis]
     rows, targets = teacher.movedim(axis, -1).reshape(-1, classes), labels.reshape(-1)
+    known = (targets >= 0) & (targets < classes)
     loss = torch.nn.functional.cross_entropy(
-        rows.float(), targets.clamp(min=-1), ignore_index=-1, reduction="sum"
+        rows.float(), torch.where(known, targets, -1), ignore_index=-1, reduction="sum"
     )
-    return loss / (targets >= 0).sum().clamp(min=1) / math.log(classes)
+    return loss / known.sum().clamp(min=1) / math.log(classes)

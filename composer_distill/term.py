@@ -73,28 +73,35 @@ class DistillationTerm:
             TypeError: If ``kd_loss_fn`` returns no tensor.
             ValueError: If a teacher's shape differs or the loss has no gradient path.
         """
+        if isinstance(self.kd_loss_fn, DistillationLoss):
+            self.kd_loss_fn.resolve(state)
         student, axis = self.student_logits(state.outputs), self.class_axis
+        labels = class_labels(view, student, axis)
         values: dict[str, Tensor] = {}
         watch = None
         if self.observer is not None:
-            classes = class_labels(view, student, axis) if trust_labels else None
             detached = student.detach()
             watch = self.observer.watch(
-                values, lambda z: self._distance(detached, z), classes, axis
+                values,
+                lambda answer: self._distance(detached, answer, labels)[0],
+                labels if trust_labels else None,
+                axis,
             )
         drawn = self.panel.draw(int(state.timestamp.batch))
         target = self.panel.target(
             drawn, view, student, state, temperature=self.temperature, axis=axis, watch=watch
         )
+        finite = None
         if self.skip_nonfinite:
             finite = self.panel.all_finite(drawn)
             values["distillation/skipped"] = ~finite
             target = torch.where(finite, target, student.detach())
-            distance = self._distance(student, target) * finite
-        else:
-            distance = self._distance(student, target)
+        distance, parts = self._distance(student, target, labels)
+        if finite is not None:
+            distance = distance * finite
         _check_gradient_path(distance)
         values["loss/train/kd"] = distance.detach()
+        values |= {f"distillation/kd_loss/{name}": part.detach() for name, part in parts.items()}
         agreement = top1_agreement(student, target, axis)
         if agreement is not None:
             values["distillation/agreement"] = agreement
@@ -102,18 +109,28 @@ class DistillationTerm:
             self.observer.note_target(values, student, target, axis)
         return distance, values
 
-    def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return the loss as a scalar, computed in float32 or better."""
-        if not isinstance(self.kd_loss_fn, DistillationLoss):
-            dtype = torch.promote_types(student.dtype, torch.float32)
-            student, teacher = student.to(dtype), teacher.to(dtype)
-        distance = self.kd_loss_fn(student, teacher)
+    def _distance(
+        self, student: Tensor, teacher: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss as a scalar, in float32 or better, and its parts where it has several."""
+        loss = self.kd_loss_fn
+        if isinstance(loss, DistillationLoss):
+            if loss.needs_labels and labels is None:
+                raise ValueError(
+                    f"kd_loss_fn ({type(loss).__name__}) needs one class index for each position, "
+                    "but the batch holds none: they are its second element or its 'labels'. "
+                    "Use a loss without labels, such as KLDivergence."
+                )
+            parts = loss.parts(student, teacher, labels=labels)
+            return loss.combine(parts), parts if len(parts) > 1 else {}
+        dtype = torch.promote_types(student.dtype, torch.float32)
+        distance = loss(student.to(dtype), teacher.to(dtype))
         if not isinstance(distance, Tensor):
             raise TypeError(
                 f"kd_loss_fn must return a tensor, got {type(distance).__name__}. "
                 "Do not call .item() or float() on it."
             )
-        return distance.mean()
+        return distance.mean(), {}
 
 
 def _check_gradient_path(distance: Tensor) -> None:

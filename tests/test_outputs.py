@@ -6,7 +6,7 @@ import torch
 from composer.models import ComposerModel
 from torch import nn
 
-from composer_distill.outputs import call_model, check_shapes, copy_batch, extract_logits
+from composer_distill.outputs import call_model, check_shapes, extract_logits
 
 LOGITS = torch.zeros(2, 3)
 
@@ -130,12 +130,3 @@ def test_a_module_that_names_none_of_the_keys_gets_the_mapping():
     model = Plain()
     call_model(model, MAPPING)
     assert set(model.seen) == {"input_ids", "attention_mask", "extra"}
-
-
-def test_a_copy_of_a_batch_shares_tensors_and_not_containers():
-    batch = [{"a": X}, (X, Y)]
-    copy = copy_batch(batch)
-    batch[0]["a"] = Y
-    batch[1] = None
-    assert copy[0]["a"] is X
-    assert copy[1][1] is Y

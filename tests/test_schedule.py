@@ -102,7 +102,7 @@ def test_start_after_end_in_unlike_units_is_refused_once_known(start, end, max_d
 
 
 @pytest.mark.parametrize(
-    ("start", "end"), [("9ba", "1ep"), (0.5, "1ep"), ("5tok", "1ba"), ("5ba", 1.0)]
+    ("start", "end"), [("9ba", "1ep"), (0.5, "1ep"), ("5tok", "1ba"), ("5ba", 1.0), ("1000ba", 1.0)]
 )
 def test_windows_in_unlike_units_pass(start, end):
     Window(to_time(start, "start_dur"), to_time(end, "end_dur")).check(at(0, "2ep"))

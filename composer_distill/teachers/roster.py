@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from composer_distill.teachers.sharding import local
 from composer_distill.teachers.teacher import Teacher
 
 
@@ -40,7 +41,10 @@ def to_teachers(teachers: Any) -> tuple[Teacher, ...]:
 
 def labels_of(teachers: Sequence[Teacher]) -> tuple[str, ...]:
     """Return what errors and logs call each teacher, such as ``'teacher 1 (ResNet)'``."""
-    return tuple(f"teacher {index} ({teacher.name})" for index, teacher in enumerate(teachers))
+    return tuple(
+        f"teacher {index} ({teacher.name or type(teacher.model).__name__})"
+        for index, teacher in enumerate(teachers)
+    )
 
 
 def check_apart(
@@ -116,8 +120,8 @@ def _check_distinct(teachers: Sequence[Teacher]) -> None:
         earlier = first.setdefault(id(teacher.model), index)
         if earlier != index:
             raise ValueError(
-                f"teachers {earlier} and {index} ({teacher.name}) are one and the same model. "
-                "Build a model for each, or give one Teacher a larger weight."
+                f"teachers {earlier} and {index} ({type(teacher.model).__name__}) are one and the "
+                "same model. Build a model for each, or give one Teacher a larger weight."
             )
 
 
@@ -128,6 +132,7 @@ def _tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
 
 def _memory(tensor: torch.Tensor) -> tuple[torch.device, int] | None:
     """Return where a tensor's storage lies, None for one that has no memory of its own."""
+    tensor = local(tensor)
     if tensor.device.type == "meta" or tensor.numel() == 0:
         return None
     return tensor.device, tensor.untyped_storage().data_ptr()

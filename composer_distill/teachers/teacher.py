@@ -1,25 +1,61 @@
 """A frozen model, ready to answer the student's batches."""
 
-from collections.abc import Callable
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from composer_distill.teachers.checkpoint import load_weights
+from composer_distill.teachers.fingerprint import fingerprint
+from composer_distill.teachers.placement import on_device, pin
+from composer_distill.teachers.splitting import map_tensors, shallow_copy, split
+from composer_distill.teachers.streams import untouched_streams
+
+log = logging.getLogger(__name__)
+
+Forward = Callable[[nn.Module, Any], Any]
+Extract = Callable[[Any], Tensor]
 
 
 class Teacher:
     """A model that teaches, with its options. Deliberately no ``nn.Module``: nothing may adopt it.
 
+    Its weights are loaded here, so that a file that is missing, unsafe or of another model is an
+    error before anything else happens. In a run of several processes each process loads them;
+    what has to be downloaded is downloaded once on each node.
+
     Args:
         model: A ``ComposerModel``, a plain ``nn.Module`` or a Hugging Face model.
         checkpoint: Where to load its weights from, or None to keep those that it has.
-        name: What logs and errors call it. Default: the model's class name.
+        name: What logs and errors call it.
         weight: Its share when several teachers are combined (relative, positive).
-        input_fn: Maps the student's batch to the teacher's own view of it.
-        output_fn: Maps the teacher's raw output to logits over the student's classes.
+        input_fn: Maps the student's batch to the teacher's own view of it: other normalisation,
+            resolution or keys. It gets a copy whose containers are its own; the tensors are not.
+        output_fn: Maps the teacher's raw output to one over the student's classes.
+        dtype: The type of its weights, and of the floating-point tensors that it is given.
+        compile: Whether to compile it, or the options of ``torch.compile`` to do so with. Done in
+            place, at the first placement.
+        offload: Whether its weights wait in host memory between batches.
+        microbatch_size: How many samples it reads at a time; None for all.
+        strict: Whether the checkpoint must fit in every key.
+        ema: Which weights of a checkpoint of Composer's ``EMA``; see ``load_weights``.
+
+    Raises:
+        FileNotFoundError: If there is nothing at ``checkpoint``.
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument has no sense, or the checkpoint is refused.
+
+    Example:
+        >>> teacher = Teacher(nn.Linear(2, 3), output_fn=lambda logits: logits[:, :2])
+        >>> teacher.freeze()
+        >>> run = lambda model, batch: model(batch)
+        >>> tuple(teacher.forward(torch.zeros(4, 2), run, lambda logits: logits).shape)
+        (4, 2)
     """
 
     def __init__(
@@ -31,34 +67,156 @@ class Teacher:
         weight: float = 1.0,
         input_fn: Callable[[Any], Any] | None = None,
         output_fn: Callable[[Any], Any] | None = None,
+        dtype: torch.dtype | None = None,
+        compile: bool | Mapping[str, Any] = False,
+        offload: bool = False,
+        microbatch_size: int | None = None,
+        strict: bool = True,
+        ema: bool | None = None,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, but is a {type(model).__name__}")
         self.model = model
-        self.name = name or type(model).__name__
-        self.weight = float(weight)
-        self.input_fn = input_fn
-        self.output_fn = output_fn
+        self.name = name
         self.checkpoint = checkpoint
+        self.weight = _checked_weight(weight, self.label)
+        self.input_fn = _checked_callable(input_fn, "input_fn", self.label)
+        self.output_fn = _checked_callable(output_fn, "output_fn", self.label)
+        self.dtype = _checked_dtype(dtype, self.label)
+        self.microbatch_size = _checked_size(microbatch_size, self.label)
+        self.compile = compile
+        self.offload = offload
+        self._device = torch.device("cpu")
+        self._compiled = False
         if checkpoint is not None:
-            load_weights(model, checkpoint, name=self.name)
+            with untouched_streams():
+                load_weights(model, checkpoint, name=self.label, strict=strict, ema=ema)
+            log.info("%s is %r", self.label, self)
+
+    @property
+    def label(self) -> str:
+        """What errors call it: its name, or its class where it has none."""
+        if not self.name:
+            return f"teacher ({type(self.model).__name__})"
+        return self.name if self.name.startswith("teacher") else f"teacher {self.name!r}"
 
     def freeze(self) -> None:
         """Turn gradients off and evaluation mode on."""
         self.model.requires_grad_(False)
         self.model.eval()
 
-    def identity(self) -> str:
-        """Return who the teacher is."""
-        return f"{type(self.model).__name__}"
-
     def place(self, device: torch.device) -> None:
-        """Move the model to ``device``."""
-        self.model.to(device)
+        """Cast the weights, move them, and compile the model, the first time.
 
-    def forward(
-        self, batch: Any, call: Callable[[nn.Module, Any], Any], extract: Callable[[Any], Any]
-    ) -> Any:
-        """Answer a batch."""
-        self.model.eval()
-        view = batch if self.input_fn is None else self.input_fn(batch)
-        output = call(self.model, view)
-        return extract(output if self.output_fn is None else self.output_fn(output))
+        Args:
+            device: Where the student trains. An offloaded teacher's weights stay in host memory
+                and visit the device for each batch.
+        """
+        self._device = device
+        home = torch.device("cpu") if self.offload else device
+        self.model.to(device=home, dtype=self.dtype)
+        if self.offload and device.type == "cuda":
+            pin(self.model)
+        if self.compile and not self._compiled:
+            self.model.compile(**(self.compile if isinstance(self.compile, Mapping) else {}))
+            self._compiled = True
+
+    def to_host(self) -> None:
+        """Move the weights to host memory, for when no batch will come any more."""
+        self.model.to("cpu")
+        log.info("%s was moved to host memory", self.label)
+
+    def forward(self, batch: Any, call: Forward, extract: Extract) -> Tensor:
+        """Answer a batch, which stays as it is.
+
+        Args:
+            batch: The student's batch.
+            call: Runs a model on this teacher's view of a batch and gives its raw output.
+            extract: Takes the logits out of a raw output, after ``output_fn``.
+
+        Raises:
+            ValueError: If the batch cannot be cut into pieces of ``microbatch_size``.
+        """
+        self.model.eval()  # at each use: whoever holds the model may have called train()
+        view = self._view(batch)
+        pieces = [view] if self.microbatch_size is None else split(view, self.microbatch_size)
+        with self._weights_on_device():
+            answers = [self._answer(piece, call, extract) for piece in pieces]
+        return answers[0] if len(answers) == 1 else torch.cat(answers)
+
+    def fingerprint(self) -> str:
+        """Twelve letters that tell its weights from others'; see ``fingerprint.fingerprint``."""
+        return fingerprint(self.model)
+
+    def identity(self) -> str:
+        """Return who it is, wherever its weights came from: class, size and fingerprint."""
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        return f"{type(self.model).__name__}, {count:,} parameters, {self.fingerprint()}"
+
+    def __repr__(self) -> str:
+        parameters = list(self.model.parameters())
+        types = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})
+        count = sum(parameter.numel() for parameter in parameters)
+        source = "its own weights" if self.checkpoint is None else str(self.checkpoint)
+        return (
+            f"Teacher({type(self.model).__name__}, {count:,} parameters, "
+            f"{'+'.join(types) or 'no weights'}, from {source}, fingerprint {self.fingerprint()})"
+        )
+
+    def _view(self, batch: Any) -> Any:
+        view = shallow_copy(batch)
+        if self.input_fn is not None:
+            view = self.input_fn(view)
+        if self.dtype is not None:
+            dtype = self.dtype
+            view = map_tensors(view, lambda x: x.to(dtype) if x.is_floating_point() else x)
+        return view
+
+    def _answer(self, view: Any, call: Forward, extract: Extract) -> Tensor:
+        raw = call(self.model, view)
+        return extract(raw if self.output_fn is None else self.output_fn(raw))
+
+    @contextmanager
+    def _weights_on_device(self) -> Iterator[None]:
+        if self.offload:
+            with on_device(self.model, self._device):
+                yield
+        else:
+            yield
+
+
+def _checked_weight(weight: float, label: str) -> float:
+    number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not number or not math.isfinite(weight) or weight <= 0:
+        raise ValueError(
+            f"{label}: weight must be a positive finite number, but is {weight!r}; leave the "
+            "teacher out if it shall not count"
+        )
+    return float(weight)
+
+
+def _checked_callable(function: Any, argument: str, label: str) -> Any:
+    if function is not None and not callable(function):
+        raise TypeError(
+            f"{label}: {argument} must be callable, but is a {type(function).__name__}; "
+            f"pass a function of one argument"
+        )
+    return function
+
+
+def _checked_dtype(dtype: Any, label: str) -> torch.dtype | None:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(
+            f"{label}: dtype must be a floating-point torch.dtype, but is {dtype!r}; "
+            "use torch.bfloat16, torch.float16 or torch.float32"
+        )
+    return dtype
+
+
+def _checked_size(size: Any, label: str) -> int | None:
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+        raise ValueError(
+            f"{label}: microbatch_size must be a whole number of at least 1, but is {size!r}; "
+            "leave it out to read whole batches"
+        )
+    return size

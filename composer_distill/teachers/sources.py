@@ -1,0 +1,55 @@
+"""From what a user names as a source to a file or folder on this machine."""
+
+import os
+from pathlib import Path
+
+SYMLINK = ".symlink"
+_MAX_LINKS = 8
+
+
+def resolve_path(source: str | Path) -> Path:
+    """Find a local file or folder, following Composer's ``.symlink`` files.
+
+    Args:
+        source: A path. ``~`` is the home folder; ``#``, ``?`` and spaces are letters like others.
+
+    Raises:
+        FileNotFoundError: If there is nothing at the path.
+        ValueError: If ``.symlink`` files point in a circle.
+    """
+    path = _existing(Path(os.path.expanduser(source)))
+    for _ in range(_MAX_LINKS):
+        if path.suffix != SYMLINK or not path.is_file():
+            return path
+        path = _target(path)
+    raise ValueError(f"{source} leads through more than {_MAX_LINKS} {SYMLINK} files")
+
+
+def _existing(path: Path) -> Path:
+    if path.exists():
+        return path
+    link = path.with_name(path.name + SYMLINK)
+    if link.is_file():
+        return link
+    raise FileNotFoundError(f"there is no checkpoint at {path}{_nearby(path)}")
+
+
+def _nearby(path: Path) -> str:
+    if path.is_symlink():
+        return f": it is a link to {path.readlink()}, which does not exist"
+    if not path.parent.is_dir():
+        return f": the folder {path.parent} does not exist"
+    names = sorted(entry.name for entry in path.parent.iterdir())
+    return f"; the folder holds {', '.join(names[:5]) or 'nothing'}"
+
+
+def _target(link: Path) -> Path:
+    """Composer writes one path into the file: as the run saw it, or beside the link by now."""
+    text = link.read_text(encoding="utf-8", errors="replace").strip()
+    if not text or "\n" in text or len(text) > 4096:
+        raise ValueError(f"{link} is no {SYMLINK} file: it should hold one path")
+    beside = link.parent / text
+    for candidate in (Path(text), beside, link.parent / Path(text).name):
+        if candidate.exists():
+            return candidate
+    raise FileNotFoundError(f"{link} points to {text}, which does not exist")

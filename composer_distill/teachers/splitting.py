@@ -1,0 +1,115 @@
+"""Batches in pieces, and copies of batches whose containers are new and whose tensors are not."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+from torch import Tensor
+
+
+def shallow_copy(batch: Any) -> Any:
+    """Copy a batch's containers, at every depth, and share what they hold.
+
+    Args:
+        batch: A tensor, tuple, list or mapping, nested at will.
+
+    Example:
+        >>> batch = {"ids": [1, 2]}
+        >>> view = shallow_copy(batch)
+        >>> view.pop("ids").append(3)
+        >>> batch
+        {'ids': [1, 2]}
+    """
+    return _rebuild(batch, lambda leaf: leaf)
+
+
+def map_tensors(batch: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Apply a function to each tensor of a batch, leaving the batch itself as it is."""
+    return _rebuild(batch, lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf)
+
+
+def split(batch: Any, size: int) -> Iterator[Any]:
+    """Cut a batch into pieces of ``size`` samples, the last one as long as it comes.
+
+    Tensors and lists of one entry a sample are cut along their first axis. What has one entry in
+    all, or no axis, goes with every piece.
+
+    Args:
+        batch: A tensor, tuple, list or mapping, nested at will.
+        size: The number of samples in a piece.
+
+    Raises:
+        ValueError: If the tensors do not agree on the number of samples.
+
+    Example:
+        >>> import torch
+        >>> [piece["x"].tolist() for piece in split({"x": torch.arange(5)}, 2)]
+        [[0, 1], [2, 3], [4]]
+    """
+    samples = count_samples(batch)
+    for start in range(0, samples, size):
+        yield _cut(batch, start, min(start + size, samples), samples)
+
+
+def count_samples(batch: Any) -> int:
+    """The number of samples that a batch's tensors agree on.
+
+    Raises:
+        ValueError: If they do not agree, or there is no tensor.
+    """
+    lengths: dict[int, None] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.ndim:
+            lengths[tensor.shape[0]] = None
+        return tensor
+
+    map_tensors(batch, note)
+    samples = [length for length in lengths if length != 1] or list(lengths)
+    if len(samples) != 1:
+        found = ", ".join(map(str, samples)) or "no tensors"
+        raise ValueError(
+            "microbatch_size needs a batch whose tensors agree on the length of their first axis; "
+            f"found {found}; arrange it with input_fn, or leave microbatch_size out"
+        )
+    return samples[0]
+
+
+def _cut(value: Any, start: int, stop: int, samples: int) -> Any:
+    if isinstance(value, Tensor):
+        return value[start:stop] if value.ndim and value.shape[0] == samples else value
+    if isinstance(value, list) and len(value) == samples and not _holds_tensors(value):
+        return value[start:stop]
+    return _rebuild_once(value, lambda item: _cut(item, start, stop, samples))
+
+
+def _holds_tensors(value: Any) -> bool:
+    found = []
+    map_tensors(value, found.append)
+    return bool(found)
+
+
+def _rebuild(value: Any, leaf: Callable[[Any], Any]) -> Any:
+    if _is_container(value):
+        return _rebuild_once(value, lambda item: _rebuild(item, leaf))
+    return leaf(value)
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, Mapping | tuple | list)
+
+
+def _rebuild_once(value: Any, function: Callable[[Any], Any]) -> Any:
+    """The container anew, of the same kind, with the function applied to each entry."""
+    if isinstance(value, MutableMapping):  # a dict, an OrderedDict, a Hugging Face BatchEncoding
+        view = copy.copy(value)
+        for key, item in value.items():
+            view[key] = function(item)
+        return view
+    if isinstance(value, Mapping):
+        return {key: function(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(function, value))
+    if isinstance(value, tuple | list):
+        return type(value)(map(function, value))
+    return value

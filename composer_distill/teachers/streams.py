@@ -1,0 +1,33 @@
+"""Random streams, left as they were found."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def untouched_streams(device: torch.device | None = None) -> Iterator[None]:
+    """Put the random streams of Python, NumPy, PyTorch and a device back where they stood.
+
+    Args:
+        device: The accelerator whose stream is kept too; None, or the CPU, for the host's alone.
+
+    Example:
+        >>> before = torch.get_rng_state()
+        >>> with untouched_streams():
+        ...     _ = torch.rand(3)
+        >>> bool(torch.equal(torch.get_rng_state(), before))
+        True
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [] if device is None or device.type in ("cpu", "meta") else [device]
+    kind = devices[0].type if devices else "cuda"
+    try:
+        with torch.random.fork_rng(devices=devices, device_type=kind):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -1,0 +1,67 @@
+"""Every Python block of the README and of the pages in docs runs, as a reader would run it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from composer import Trainer
+from composer.models import ComposerClassifier
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def classifier():
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    return ComposerClassifier(module, num_classes=10)
+
+
+def dataloader():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(32, 1, 8, 8, generator=generator)
+    return DataLoader(
+        TensorDataset(images, torch.randint(10, (32,), generator=generator)), batch_size=8
+    )
+
+
+@pytest.fixture
+def names(tmp_path, monkeypatch):
+    """What a reader of the pages has at hand: models, data and a teacher's checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    teacher = classifier()
+    trainer = Trainer(
+        model=teacher,
+        optimizers=torch.optim.SGD(teacher.parameters(), lr=0.1),
+        train_dataloader=dataloader(),
+        max_duration="1ba",
+    )
+    trainer.save_checkpoint("./path/to/weights.pt")
+    trainer.close()
+    return {
+        "teacher": teacher,
+        "second_teacher": classifier(),
+        "third_teacher": classifier(),
+        "student": classifier(),
+        "train_dataloader": dataloader(),
+        "eval_dataloader": dataloader(),
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_blocks_of_a_page_run(page, names):
+    document = Sybil(parsers=[PythonCodeBlockParser()], path=str(ROOT)).parse(page)
+    document.namespace.update(names)
+    for example in document.examples():
+        example.evaluate()
+
+
+def test_the_continuous_integration_runs_the_commands_of_the_readme():
+    readme, script = (ROOT / "README.md").read_text(), (ROOT / ".ci/run").read_text()
+    assert "pip install -e '.[test]' && pytest" in readme
+    assert "pip install -q -e '.[test]' && pytest" in script
+    assert "composer-distill demo" in readme
+    assert "composer-distill demo --fast" in script
