@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from composer.utils import dist
@@ -73,7 +74,7 @@ def without_labels(images: Tensor) -> DigitSet:
 
 
 def make_loader(
-    data: DigitSet, batch_size: int, seed: int, transform: Callable[..., Batch] | None = None
+    data: DigitSet, batch_size: int, seed: int, transform: Callable[[Batch], Batch] | None = None
 ) -> DataLoader[Batch]:
     """Return full batches of ``data`` in an order that depends on ``seed`` alone.
 
@@ -83,15 +84,15 @@ def make_loader(
         seed: Seed of the order.
         transform: What to do to each batch, such as an augmentation.
     """
+
+    def finish(batch: Any) -> Batch:
+        return transform(batch) if transform else batch
+
     sampler = dist.get_sampler(data, shuffle=True, drop_last=True, seed=seed)
     return DataLoader(
         data,
         batch_size=min(batch_size, len(data)),
         sampler=sampler,
         drop_last=True,
-        collate_fn=transform or _unchanged,
+        collate_fn=finish,
     )
-
-
-def _unchanged(batch: Batch) -> Batch:
-    return batch

@@ -1,10 +1,10 @@
 """Which models are trained on what: the comparison itself."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from composer.core import Algorithm
+from composer.core import Algorithm, Callback
 from composer.models import ComposerClassifier
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -83,15 +83,15 @@ def run_experiment(settings: Settings, checkpoint: Path) -> Result:
     """Train the teacher, save it to ``checkpoint``, and train every pair of students."""
     train_set, test_set = load_split(settings.train_images)
     with tqdm(total=count_steps(settings), unit="batch", desc=TEACHER, leave=False) as bar:
-        progress = Progress(bar)
-        teacher, seconds = train_teacher(settings, train_set, checkpoint, progress)
+        callbacks = [Progress(bar)]
+        teacher, seconds = train_teacher(settings, train_set, checkpoint, callbacks)
         logits = answer(teacher, test_set)
         scores = score(logits, test_set.labels, logits)
         runs = [Run(TEACHER, 0, len(train_set), seconds, scores, [])]
         for seed in range(1, settings.seeds + 1):
             for arm in make_arms(settings, train_set, checkpoint, seed):
                 bar.set_description(f"seed {seed} of {settings.seeds}, {arm.name}")
-                runs.append(run_arm(settings, arm, seed, test_set, logits, progress))
+                runs.append(run_arm(settings, arm, seed, test_set, logits, callbacks))
     return Result(
         checkpoint,
         count_parameters(teacher),
@@ -107,12 +107,12 @@ def count_steps(settings: Settings) -> int:
 
 
 def train_teacher(
-    settings: Settings, data: DigitSet, checkpoint: Path, progress: Progress
+    settings: Settings, data: DigitSet, checkpoint: Path, callbacks: Sequence[Callback]
 ) -> tuple[ComposerClassifier, float]:
     """Return the trained teacher and the seconds that it took."""
     teacher = build_teacher()
     plan = _plan(settings, data, settings.teacher_steps, seed=0, augment=True)
-    return teacher, train(teacher, plan, callbacks=[progress], checkpoint=checkpoint)
+    return teacher, train(teacher, plan, callbacks=callbacks, checkpoint=checkpoint)
 
 
 def make_arms(settings: Settings, data: DigitSet, checkpoint: Path, seed: int) -> Iterator[Arm]:
@@ -145,7 +145,7 @@ def run_arm(
     seed: int,
     test_set: DigitSet,
     teacher_logits: Tensor,
-    progress: Progress,
+    callbacks: Sequence[Callback],
 ) -> Run:
     """Train one student; its initial weights and its batches depend on ``seed`` alone."""
     student = build_student(seed)
@@ -154,7 +154,7 @@ def run_arm(
         student,
         _plan(settings, arm.data, arm.steps, seed),
         algorithms=arm.algorithms(),
-        callbacks=[curve, progress],
+        callbacks=[curve, *callbacks],
     )
     scores = score(answer(student, test_set), test_set.labels, teacher_logits)
     return Run(arm.name, seed, arm.labels, seconds, scores, curve.points)

@@ -15,7 +15,6 @@ from composer_distill.demo.experiment import (
     Result,
     Run,
 )
-from composer_distill.demo.report import SMOKE_NOTE
 from composer_distill.demo.settings import Settings
 from composer_distill.demo.summary import of_arm
 
@@ -32,17 +31,15 @@ def draw(result: Result, settings: Settings, path: Path) -> None:
     _curves(nll, result, "nll", 1)
     _curves(accuracy, result, "accuracy", 100)
     _log_scale(nll, result)
-    nll.set_title("Test NLL in nats (lower is better)", fontsize=10)
-    accuracy.set_title("Test accuracy in % (higher is better)", fontsize=10)
+    labels = of_arm(result.runs, TEACHER)[0].labels
+    nll.set_title(f"Test NLL in nats, {labels} labels", fontsize=10)
+    accuracy.set_title(f"Test accuracy in %, {labels} labels", fontsize=10)
     nll.legend(frameon=False, fontsize=9)
     _bars(few, result)
-    labels = of_arm(result.runs, TEACHER)[0].labels
-    note = SMOKE_NOTE if settings.smoke else "mean and each seed"
-    figure.suptitle(
-        f"Digits: a perceptron alone, and distilled from a small CNN "
-        f"({labels} labels, {settings.seeds} seeds; {note})",
-        fontsize=11,
+    title = (
+        f"Digits: a student alone, and distilled from a teacher ({settings.seeds} seeds and mean)"
     )
+    figure.suptitle(f"Smoke setting, no result. {title}" if settings.smoke else title, fontsize=11)
     figure.savefig(path)
 
 
@@ -71,23 +68,26 @@ def _log_scale(axes: Axes, result: Result) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     ticks = [level for level in _LEVELS if low <= level <= high]
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_yticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     axes.set_yticks([], minor=True)
 
 
 def _bars(axes: Axes, result: Result) -> None:
-    names = {FEW_ALONE: ALONE, FEW_DISTILLED: DISTILLED}
-    for position, (arm, style) in enumerate(names.items()):
-        colour, marker = _STYLES[style]
-        accuracies = [100 * run.scores.accuracy for run in of_arm(result.runs, arm)]
-        axes.bar(position, mean(accuracies), width=0.6, color=colour, alpha=0.75)
-        axes.scatter([position] * len(accuracies), accuracies, s=14, color="black", marker=marker)
-        text = f"{mean(accuracies):.1f} %"
+    pair = [of_arm(result.runs, arm) for arm in (FEW_ALONE, FEW_DISTILLED)]
+    heights = [[100 * run.scores.accuracy for run in runs] for runs in pair]
+    for position, (colour, _) in enumerate(_STYLES.values()):
+        height = mean(heights[position])
+        axes.bar(position, height, width=0.6, color=colour, alpha=0.75)
+        text = f"{height:.1f} %"
         axes.text(position, 4, text, ha="center", color="white", fontweight="bold")
-    few, many = of_arm(result.runs, FEW_ALONE)[0].labels, of_arm(result.runs, TEACHER)[0].labels
-    axes.set_xticks([0, 1], [f"alone,\n{few} labels", f"distilled, no labels,\n{many} images"])
+    for each in zip(*heights, strict=True):
+        axes.plot((0, 1), each, color="black", marker=".", markersize=6, linewidth=0.6)
+    few, many = pair[0][0].labels, of_arm(result.runs, TEACHER)[0].labels
+    axes.set_xticks(
+        [0, 1], labels=[f"alone,\n{few} labels", f"distilled, no labels,\n{many} images"]
+    )
     axes.set_ylim(0, 100)
-    axes.set_title("Test accuracy in % with few labels", fontsize=10)
+    axes.set_title("Test accuracy in %, few labels", fontsize=10)
     _tidy(axes)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from composer_distill import __version__
 from composer_distill.demo.experiment import (
     ALONE,
     DISTILLED,
@@ -25,7 +26,7 @@ SMOKE_NOTE = "Smoke setting (--fast): too short for distillation to help. No res
 
 _COLUMNS = {"accuracy": 100.0, "nll": 1.0, "ece": 100.0, "agreement": 100.0}
 _HEADERS = ["", "accuracy %", "NLL", "ECE %", "agreement %", "seconds"]
-_PACKAGES = ("composer-distill", "mosaicml", "torch", "torchmetrics", "scikit-learn", "numpy")
+_PACKAGES = ("mosaicml", "torch", "torchmetrics", "scikit-learn", "numpy")
 
 
 def to_text(result: Result, settings: Settings) -> str:
@@ -62,8 +63,11 @@ def to_json(result: Result, settings: Settings) -> str:
     """Return every number of the demo, and what it depends on."""
     document = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in _PACKAGES}
-        | {"python": platform.python_version()},
+        "versions": {
+            "composer-distill": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in _PACKAGES},
+        },
         "settings": asdict(settings),
         "checkpoint": result.checkpoint.name,
         "parameters": {"teacher": result.teacher_parameters, "student": result.student_parameters},
