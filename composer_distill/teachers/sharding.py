@@ -9,6 +9,7 @@ from composer.models import ComposerModel
 from composer.utils import FSDP2Config, FSDPConfig
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp.wrap import CustomPolicy
 
 Sharding = Literal["auto", "replicated", "sharded"]
 
@@ -67,10 +68,7 @@ def shard(model: nn.Module, state: State) -> None:
 
         prepare_fsdp_module(model, None, student, state.precision, state.device, False)
         return
-    from composer.distributed.fsdp2_utils import (
-        generate_composer_model_policy,
-        generate_default_policy,
-    )
+    from composer.distributed.fsdp2_utils import generate_composer_model_policy
     from composer.distributed.prepare_distributed import parallelize_model
 
     with warnings.catch_warnings():
@@ -82,7 +80,11 @@ def shard(model: nn.Module, state: State) -> None:
     if isinstance(model, ComposerModel):
         policy = generate_composer_model_policy(model)
     else:
-        policy = generate_default_policy(model)
+        # Composer's default for plain modules would wrap what fsdp_wrap_fn names and not the whole
+        wraps = getattr(model, "fsdp_wrap_fn", None)
+        policy = CustomPolicy(
+            lambda module: module is model or (wraps(module) if callable(wraps) else False)
+        )
     parallelize_model(model, config, precision=state.precision, fsdp_wrap_policy=policy)
 
 
