@@ -2,7 +2,15 @@
 
 from composer_distill.distillation import Distillation
 from composer_distill.losses import KLDivergence
+from composer_distill.positions import all_positions, attended_positions, loss_positions
 from composer_distill.teachers import Teacher
 
-__all__ = ["Distillation", "KLDivergence", "Teacher"]
+__all__ = [
+    "Distillation",
+    "KLDivergence",
+    "Teacher",
+    "all_positions",
+    "attended_positions",
+    "loss_positions",
+]
 __version__ = "0.1.0"

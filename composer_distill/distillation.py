@@ -1,6 +1,7 @@
 """The ``Distillation`` algorithm: the only file that answers Events, writes State or logs."""
 
 import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,15 +15,17 @@ from torch import Tensor, nn
 from composer_distill.arguments import check_choice, check_loss, check_sample_size, describe
 from composer_distill.blending import blend, task_loss
 from composer_distill.evaluation import TeacherEvaluation
-from composer_distill.meters import BatchMeter
+from composer_distill.meters import UNEVEN, BatchMeter, balance, is_uneven
 from composer_distill.observer import Observer
 from composer_distill.panel import TeacherPanel
+from composer_distill.positions import MaskFn, check_mask_fn
 from composer_distill.schedule import Weight, Window, check_weight, to_time, weight_now
 from composer_distill.teachers import Teacher
 from composer_distill.teachers.roster import check_apart, check_same, to_teachers
 from composer_distill.teachers.sharding import Sharding, is_to_be_sharded, shard
 from composer_distill.teachers.splitting import shallow_copy
 from composer_distill.term import DistillationTerm
+from composer_distill.vocabulary import check_vocab_size
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +62,13 @@ class Distillation(Algorithm):
         seed: Seed of the draw of teachers. Nothing else depends on it.
         student_output_fn: Takes the logits out of the student's output where they are not a
             tensor, ``'logits'`` or the first tensor of a tuple.
+        mask_fn: Which positions count: any ``(batch, outputs) -> bool tensor or None``, such as
+            :func:`loss_positions`, :func:`attended_positions` or :func:`all_positions`. None: those
+            that carry the task's loss for causal LMs and encoder-decoders, the attended ones for
+            masked LMs and classification per token, all elsewhere. ``kd_loss_fn`` and all that is
+            logged see the kept positions alone, as rows ``(K, C)``.
+        vocab_size: How many of the classes are real, for models that pad their vocabularies: both
+            logits are cut to these before any softmax. None: all.
         on_nonfinite: What a teacher's NaN or infinity does: ``'raise'`` stops the run before the
             optimizer's step; ``'skip'`` leaves the term out for that microbatch and logs the share
             of the batch left out as ``distillation/skipped``.
@@ -107,6 +117,8 @@ class Distillation(Algorithm):
         combine: Literal["logits", "probabilities"] = "logits",
         seed: int = 0,
         student_output_fn: Callable[[Any], Any] | None = None,
+        mask_fn: MaskFn | None = None,
+        vocab_size: int | None = None,
         on_nonfinite: Literal["raise", "skip"] = "raise",
         eval_teachers: bool = False,
         telemetry: bool = True,
@@ -128,6 +140,8 @@ class Distillation(Algorithm):
         self.combine = combine
         self.seed = seed
         self.student_output_fn = student_output_fn
+        self.mask_fn = mask_fn
+        self.vocab_size = vocab_size
         self.on_nonfinite = on_nonfinite
         self.eval_teachers = eval_teachers
         self.telemetry = telemetry
@@ -136,7 +150,13 @@ class Distillation(Algorithm):
         self._panel = TeacherPanel(self.teachers, n_teachers_to_sample, seed, combine)
         self._observer = Observer(self._panel.labels) if telemetry else None
         self._distance = DistillationTerm(
-            self._panel, kd_loss_fn, self._observer, on_nonfinite == "skip", student_output_fn
+            self._panel,
+            kd_loss_fn,
+            self._observer,
+            on_nonfinite == "skip",
+            student_output_fn,
+            check_mask_fn(mask_fn),
+            check_vocab_size(vocab_size),
         )
         self._meter = BatchMeter()
         self._evaluation = TeacherEvaluation(self._distance)
@@ -147,13 +167,17 @@ class Distillation(Algorithm):
         self._joins_late = False
         # Of the current batch
         self._was_inside = False
+        self._was_uneven = False
         self._weights: dict[str, float] = {}
         # Of the current microbatch
         self._view: Any = None
         self._values: dict[str, Tensor] = {}
         self._org_weight = 1.0
+        self._count: int | None = None
         self._term: Tensor | None = None
         self._task: Tensor | None = None
+        # Composer asks for it at each event of each batch, so it is made once
+        self._text = self._describe()
         self._handlers: dict[Event, Callable[[State, Logger], None]] = {
             Event.INIT: self._prepare,
             Event.FIT_START: self._check_run,
@@ -171,6 +195,18 @@ class Distillation(Algorithm):
                 Event.EVAL_END: self._log_evaluation,
             }
 
+    def _describe(self) -> str:
+        start, end = self.window.start.to_timestring(), self.window.end.to_timestring()
+        return (
+            f"Distillation(teachers={list(self._panel.labels)}, "
+            f"kd_loss_fn={describe(self.kd_loss_fn)}, "
+            f"kd_loss_weight={describe(self.kd_loss_weight)}, "
+            f"org_loss_weight={describe(self.org_loss_weight)}, "
+            f"start_dur='{start}', end_dur='{end}', "
+            f"n_teachers_to_sample={self.n_teachers_to_sample}, combine='{self.combine}', "
+            f"seed={self.seed})"
+        )
+
     def match(self, event: Event, state: State) -> bool:
         """Return whether ``apply`` has something to do at ``event``."""
         if event in (Event.AFTER_FORWARD, Event.AFTER_LOSS):
@@ -186,14 +222,18 @@ class Distillation(Algorithm):
     def _prepare(self, state: State, logger: Logger) -> None:
         """INIT: check the teachers against the student, freeze them, move them."""
         check_apart(self.teachers, state.model, state.optimizers or ())
+        self._distance.prepare(state.model)
         device = state.device.tensor_to_device(torch.empty(0)).device
         self._identities = [teacher.identity() for teacher in self.teachers]
-        for teacher, label in zip(self.teachers, self._panel.labels, strict=True):
+        for index, (teacher, label) in enumerate(
+            zip(self.teachers, self._panel.labels, strict=True)
+        ):
             sharded = is_to_be_sharded(teacher.model, self.teacher_sharding, state, label)
             teacher.freeze()
             teacher.place(torch.device("cpu") if sharded else device)
             if sharded:
                 shard(teacher.model, state)
+                self._panel.sharded.add(index)
         if isinstance(self.kd_loss_fn, nn.Module):
             state.device.module_to_device(self.kd_loss_fn)
         self._peers = [peer for peer in state.algorithms if isinstance(peer, Distillation)]
@@ -233,7 +273,9 @@ class Distillation(Algorithm):
         if kd_weight > 0.0:
             view = shallow_copy(state.batch) if self._view is None else self._view
             trust_labels = self._org_weight > 0.0  # else they may be placeholders
-            distance, self._values = self._distance.measure(state, view, trust_labels=trust_labels)
+            distance, self._values, self._count = self._distance.measure(
+                state, view, trust_labels=trust_labels
+            )
             self._term = distance * kd_weight
             self._view = None
         if not self._joins_late:
@@ -262,10 +304,15 @@ class Distillation(Algorithm):
         """
         if task is not None:
             values["loss/train/org"] = task
-        one = torch.ones_like(term)
+        one, count = torch.ones_like(term), self._count
         if state.precision == Precision.AMP_FP16 and state.scaler is not None:
             one = state.scaler.scale(one)
-        term.register_hook(lambda gradient: self._meter.add(values, gradient / one))
+
+        def add(gradient: Tensor) -> None:
+            share = gradient / one
+            self._meter.add(values | balance(count, share) if count is not None else values, share)
+
+        term.register_hook(add)
 
     def _end_pass(self, state: State, logger: Logger) -> None:
         """AFTER_TRAIN_BATCH: stop on a broken teacher before the optimizer's step."""
@@ -286,6 +333,9 @@ class Distillation(Algorithm):
             dist.all_reduce(stacked)
             means = (stacked / dist.get_world_size()).tolist()
             metrics |= dict(zip(values, means, strict=True))
+            if is_uneven(metrics) and not self._was_uneven:
+                self._was_uneven = True
+                warnings.warn(UNEVEN, stacklevel=2)
             if self._observer is not None:
                 self._observer.warn_of_chance(metrics)
         if metrics:
@@ -322,13 +372,4 @@ class Distillation(Algorithm):
 
     def __repr__(self) -> str:
         """Describe the arguments, without memory addresses."""
-        return (
-            f"Distillation(teachers={list(self._panel.labels)}, "
-            f"kd_loss_fn={describe(self.kd_loss_fn)}, "
-            f"kd_loss_weight={describe(self.kd_loss_weight)}, "
-            f"org_loss_weight={describe(self.org_loss_weight)}, "
-            f"start_dur='{self.window.start.to_timestring()}', "
-            f"end_dur='{self.window.end.to_timestring()}', "
-            f"n_teachers_to_sample={self.n_teachers_to_sample}, combine='{self.combine}', "
-            f"seed={self.seed})"
-        )
+        return self._text

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 from torchmetrics import Metric
 
+from composer_distill.positions import Task
 from composer_distill.teachers.splitting import shallow_copy
 from composer_distill.telemetry import divergence_and_entropies, is_classification, top1_agreement
 from composer_distill.term import DistillationTerm
@@ -41,9 +43,11 @@ class TeacherEvaluation:
 
     def update(self, state: State, logger: Logger) -> None:
         """EVAL_AFTER_FORWARD: the teachers answer the microbatch that the student answered."""
-        student, axis = self._term.student_logits(state.outputs), self._term.class_axis
-        padding = _is_padding(state, len(student), self._seen)
-        self._seen += len(student)
+        view, task = _with_labels(state, self._term.task)
+        comparison = self._term.compare(view, state.outputs, task, select=False)
+        size = len(comparison.student)
+        padding = _is_padding(state, size, self._seen)
+        self._seen += size
 
         def watch(index: int, logits: Tensor) -> None:
             if not padding:
@@ -52,13 +56,13 @@ class TeacherEvaluation:
         target = self._term.panel.target(
             self._term.panel.draw(0, everyone=True),
             shallow_copy(state.batch),
-            student,
+            comparison,
             state,
             temperature=self._term.temperature,
-            axis=axis,
             watch=watch,
         )
-        if padding or not is_classification(student, axis):
+        student, target, axis = comparison.logged(target)
+        if padding or comparison.empty or not is_classification(student, axis):
             return
         agreement = top1_agreement(student, target, axis)
         kl, _, _ = divergence_and_entropies(student, target, axis)
@@ -93,6 +97,19 @@ class TeacherEvaluation:
         with get_precision_context(state.precision, state.precision_config):
             for metric in self._metrics[index].values():
                 model.update_metric(shallow_copy(state.batch), outputs, metric)
+
+
+def _with_labels(state: State, task: Task) -> tuple[Any, Task]:
+    """Return the batch with its labels, and the task that tells how they are aligned.
+
+    ``HuggingFaceModel.eval_forward`` may have taken them out of the batch, and then it has shifted
+    a causal model's.
+    """
+    batch = shallow_copy(state.batch)
+    labels = getattr(getattr(state.model, "module", state.model), "labels", None)
+    if isinstance(batch, dict) and "labels" not in batch and isinstance(labels, Tensor):
+        return {**batch, "labels": labels}, replace(task, aligned=True)
+    return batch, task
 
 
 def _fresh(metrics: Mapping[str, Metric], state: State) -> dict[str, Metric]:

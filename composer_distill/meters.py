@@ -1,9 +1,18 @@
 """One exact value a batch out of many microbatches."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
 import torch
 from torch import Tensor
+
+BALANCE, BALANCE_SQUARED = "balance", "balance_squared"
+UNEVEN = (
+    "The microbatches of a batch, or its ranks, keep unequal numbers of positions, and Composer "
+    "does not weigh them by these: the distillation loss is a mean of means, and depends on the "
+    "microbatch size. Pass Trainer(..., accumulate_train_batch_on_tokens=True) and a DataSpec "
+    "whose get_num_tokens_in_batch counts the positions that mask_fn keeps."
+)
+_TOLERANCE = 1e-4  # of the variance: shares that are 1 % off
 
 
 class BatchMeter:
@@ -44,3 +53,31 @@ class BatchMeter:
         """Return the batch's values and start the next batch empty."""
         values, self._complete = self._complete, {}
         return values
+
+
+def balance(count: int, share: Tensor) -> dict[str, Tensor]:
+    """Return what tells, once averaged over a batch, whether its mean over tokens is exact.
+
+    Composer weighs a microbatch by its share of the batch, the loss is a mean over its kept
+    positions; together they are the mean over the whole batch's positions if and only if each
+    microbatch's number of positions is in proportion to its share.
+
+    Args:
+        count: How many positions the microbatch keeps.
+        share: Its share of the batch, a scalar.
+    """
+    ratio = torch.where(share > 0, count / share, torch.zeros_like(share)).float()
+    return {BALANCE: ratio, BALANCE_SQUARED: ratio**2}
+
+
+def is_uneven(metrics: MutableMapping[str, float]) -> bool:
+    """Take what :func:`balance` noted out of a batch's values; return whether shares are unfair.
+
+    Example:
+        >>> is_uneven({"balance": 8.0, "balance_squared": 64.0})
+        False
+        >>> is_uneven({"balance": 8.0, "balance_squared": 72.0})
+        True
+    """
+    mean, squared = metrics.pop(BALANCE, 0.0), metrics.pop(BALANCE_SQUARED, 0.0)
+    return squared > mean**2 * (1 + _TOLERANCE)

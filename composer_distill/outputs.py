@@ -81,34 +81,14 @@ def extract_logits(output: Any, owner: str) -> Tensor:
     return logits
 
 
-def class_labels(batch: Any, logits: Tensor, axis: int = -1) -> Tensor | None:
-    """Return a batch's class indices where it holds one for each position of ``logits``.
-
-    Args:
-        batch: A tuple or list, whose second element counts, or a mapping with ``'labels'``.
-        logits: The student's logits.
-        axis: The class axis.
-
-    Returns:
-        An integer tensor of the shape of ``logits`` without the class axis, or None.
-    """
-    if isinstance(batch, Mapping):
-        labels = batch.get("labels")
-    else:
-        labels = batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or logits.ndim < 2:
-        return None
-    positions = logits.movedim(axis, -1).shape[:-1]
-    return labels if labels.shape == positions else None
-
-
-def check_shapes(student: Tensor, teacher: Tensor, owner: str) -> None:
+def check_shapes(student: Tensor, teacher: Tensor, owner: str, remedy: str | None = None) -> None:
     """Refuse a teacher whose logits do not match the student's, axis by axis.
 
     Args:
         student: The student's logits.
         teacher: The teacher's logits.
         owner: Which teacher it is, for errors.
+        remedy: What to do where only the class axes differ, in place of the usual advice.
 
     Raises:
         ValueError: If the shapes differ; torch's losses would broadcast them in silence.
@@ -120,9 +100,10 @@ def check_shapes(student: Tensor, teacher: Tensor, owner: str) -> None:
         f"{tuple(student.shape)}.\n"
     )
     if student.ndim == teacher.ndim and student.shape[:-1] == teacher.shape[:-1]:
-        message += (
-            "The class axes differ: use a teacher trained on the student's classes, or map its "
-            "outputs with Teacher(..., output_fn=...)."
+        message += "The class axes differ: " + (
+            remedy
+            or "use a teacher trained on the student's classes, or map its outputs with "
+            "Teacher(..., output_fn=...)."
         )
     else:
         message += (

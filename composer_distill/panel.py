@@ -9,9 +9,11 @@ from composer.core import State, get_precision_context
 from torch import Tensor
 
 from composer_distill.combining import mean_logits, mean_probabilities
-from composer_distill.outputs import call_model, check_shapes, extract_logits
+from composer_distill.comparison import Comparison
+from composer_distill.outputs import call_model, extract_logits
 from composer_distill.sampling import sample_teachers
 from composer_distill.teachers import Teacher
+from composer_distill.teachers.heads import only_at
 from composer_distill.teachers.roster import labels_of
 from composer_distill.teachers.sharding import reshard
 from composer_distill.teachers.streams import untouched_streams
@@ -39,6 +41,7 @@ class TeacherPanel:
         self.n_sampled = n_sampled
         self.seed = seed
         self.combine = combine
+        self.sharded: set[int] = set()
         self._finite: dict[str, Tensor] = {}  # of the pass over the batch
         self._finite_now: dict[str, Tensor] = {}  # of the microbatch
         self._stopwatch = Stopwatch()
@@ -48,30 +51,31 @@ class TeacherPanel:
         weights = [teacher.weight for teacher in self.teachers]
         return sample_teachers(weights, None if everyone else self.n_sampled, self.seed, batch)
 
-    def ask(self, index: int, view: Any, student: Tensor, state: State) -> Tensor:
-        """Return one teacher's logits, in eval mode and in the Trainer's precision.
+    def ask(self, index: int, view: Any, comparison: Comparison, state: State) -> Tensor:
+        """Return one teacher's compared logits, in eval mode and in the Trainer's precision.
 
         Args:
             index: Which teacher.
             view: The batch as the student saw it; it is left unchanged.
-            student: The student's logits, whose shape the answer must have.
+            comparison: What of the student's logits is compared, which the answer must fit.
             state: The Trainer's state.
 
         Raises:
             ValueError: If the shape differs from the student's.
         """
-        label, device = self.labels[index], student.device
+        teacher, label = self.teachers[index], self.labels[index]
+        device = comparison.student.device
         # fp8 off, as in Composer's own evaluation: it needs sizes divisible by 16
         precision = get_precision_context(
             state.precision, state.precision_config, fp8_autocast_enabled=False
         )
         timed, streams = self._stopwatch.measure(device), untouched_streams(device)
-        with timed, streams, torch.no_grad(), precision:
-            logits = self.teachers[index].forward(
-                view, call_model, partial(extract_logits, owner=label)
-            )
-            reshard(self.teachers[index].model)
-        check_shapes(student, logits, label)
+        kept = comparison.head_mask if teacher.answers_as_the_student else None
+        with timed, streams, torch.no_grad(), precision, only_at(teacher.model, kept):
+            logits = teacher.forward(view, call_model, partial(extract_logits, owner=label))
+            if index in self.sharded:
+                reshard(teacher.model)
+        logits = comparison.teacher(logits, label)
         self._note_finite(label, logits)
         return logits
 
@@ -79,11 +83,10 @@ class TeacherPanel:
         self,
         drawn: Sequence[tuple[int, float]],
         view: Any,
-        student: Tensor,
+        comparison: Comparison,
         state: State,
         *,
         temperature: float,
-        axis: int,
         watch: Watch | None = None,
     ) -> Tensor:
         """Return the drawn teachers' combined logits, holding one answer at a time.
@@ -91,16 +94,15 @@ class TeacherPanel:
         Args:
             drawn: ``(index, share)`` of the teachers to ask.
             view: The batch as the student saw it.
-            student: The student's logits.
+            comparison: What of the student's logits is compared.
             state: The Trainer's state.
             temperature: At which probabilities are mixed; without effect on ``'logits'``.
-            axis: The class axis, for the same.
             watch: Sees each answer, for logs.
         """
 
         def answers() -> Iterator[tuple[float, Tensor]]:
             for index, share in drawn:
-                logits = self.ask(index, view, student, state)
+                logits = self.ask(index, view, comparison, state)
                 if watch is not None:
                     watch(index, logits)
                 yield share, logits
@@ -108,7 +110,7 @@ class TeacherPanel:
         with torch.no_grad():
             if self.combine == "logits":
                 return mean_logits(answers())
-            return mean_probabilities(answers(), temperature, axis)
+            return mean_probabilities(answers(), temperature, comparison.axis)
 
     def start_pass(self) -> None:
         """Forget what was noted of a pass over the batch that did not complete."""

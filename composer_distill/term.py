@@ -1,17 +1,21 @@
 """The distillation term of one microbatch, and what it tells."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from composer.core import State
-from torch import Tensor
+from torch import Tensor, nn
 
+from composer_distill.comparison import Comparison, labelled, selects_positions
 from composer_distill.losses import DistillationLoss
 from composer_distill.observer import Observer
-from composer_distill.outputs import class_labels, extract_logits
+from composer_distill.outputs import extract_logits
 from composer_distill.panel import TeacherPanel
+from composer_distill.positions import MaskFn, Task, aligned_labels, kept_positions, task_of
 from composer_distill.telemetry import top1_agreement
+from composer_distill.vocabulary import check_same_tokenizer, explain_sizes, tokenizer_of
 
 
 class DistillationTerm:
@@ -23,6 +27,8 @@ class DistillationTerm:
         observer: Gathers telemetry; None for none.
         skip_nonfinite: Whether a teacher's NaN or infinity leaves the microbatch's term out.
         student_output_fn: Takes the logits out of the student's output, or None.
+        mask_fn: Says which positions count; None for the task's default.
+        vocab_size: How many classes are real; None for all.
     """
 
     def __init__(
@@ -32,12 +38,33 @@ class DistillationTerm:
         observer: Observer | None,
         skip_nonfinite: bool,
         student_output_fn: Callable[[Any], Any] | None,
+        mask_fn: MaskFn | None = None,
+        vocab_size: int | None = None,
     ) -> None:
         self.panel = panel
         self.kd_loss_fn = kd_loss_fn
         self.observer = observer
         self.skip_nonfinite = skip_nonfinite
         self.student_output_fn = student_output_fn
+        self.mask_fn = mask_fn
+        self.vocab_size = vocab_size
+        self.task = Task()
+        self._tokens: int | None = None
+
+    def prepare(self, student: nn.Module) -> None:
+        """Read the student's task, and compare its tokenizer with the teachers' at INIT.
+
+        Raises:
+            ValueError: If a teacher's tokenizer is another one.
+        """
+        self.task = task_of(student)
+        tokenizer = tokenizer_of(student)
+        for teacher, label in zip(self.panel.teachers, self.panel.labels, strict=True):
+            other = tokenizer_of(teacher.model)
+            reads_alike = teacher.input_fn is None and teacher.output_fn is None
+            if tokenizer is not None and other is not None and reads_alike:
+                check_same_tokenizer(tokenizer, other, label, self.vocab_size)
+                self._tokens = len(tokenizer)
 
     @property
     def class_axis(self) -> int:
@@ -56,9 +83,38 @@ class DistillationTerm:
             outputs = self.student_output_fn(outputs)
         return extract_logits(outputs, "the student")
 
+    def compare(
+        self, view: Any, outputs: Any, task: Task | None = None, *, select: bool = True
+    ) -> Comparison:
+        """Return what of a microbatch's logits is compared.
+
+        Args:
+            view: The batch as the student saw it.
+            outputs: The student's output.
+            task: The student's task, where it is not the one of training.
+            select: Whether kept positions may be selected before the teachers answer.
+        """
+        student, axis, task = self.student_logits(outputs), self.class_axis, task or self.task
+        mask = kept_positions(self.mask_fn, view, outputs, student, task, axis)
+        if mask is not None and not isinstance(self.kd_loss_fn, DistillationLoss):
+            axis = -1 if mask.shape == student.shape[:-1] else axis
+        labels = aligned_labels(view, student, task, axis)
+        if getattr(self.kd_loss_fn, "needs_labels", False):
+            mask = labelled(mask, labels)
+        is_language = isinstance(view, Mapping) and student.ndim == 3
+        return Comparison(
+            student,
+            mask,
+            labels,
+            axis=axis,
+            vocab_size=self.vocab_size,
+            select=select and selects_positions(self.kd_loss_fn, axis, student.ndim),
+            hint=partial(explain_sizes, real=self._tokens) if is_language else None,
+        )
+
     def measure(
         self, state: State, view: Any, *, trust_labels: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, dict[str, Tensor], int | None]:
         """Return the unweighted distillation loss of the microbatch, and values for the log.
 
         Args:
@@ -67,61 +123,70 @@ class DistillationTerm:
             trust_labels: Whether the batch's labels are real, so that teachers can be judged.
 
         Returns:
-            A scalar with a gradient path to the student, and detached scalars by metric name.
+            A scalar with a gradient path to the student; detached scalars by metric name; and how
+            many positions count, or None where all do.
 
         Raises:
-            TypeError: If ``kd_loss_fn`` returns no tensor.
+            TypeError: If ``kd_loss_fn`` returns no tensor, or ``mask_fn`` no mask.
             ValueError: If a teacher's shape differs or the loss has no gradient path.
         """
         if isinstance(self.kd_loss_fn, DistillationLoss):
             self.kd_loss_fn.resolve(state)
-        student, axis = self.student_logits(state.outputs), self.class_axis
-        labels = class_labels(view, student, axis)
+        comparison = self.compare(view, state.outputs)
+        student, axis = comparison.student, comparison.axis
         values: dict[str, Tensor] = {}
         watch = None
         if self.observer is not None:
             detached = student.detach()
             watch = self.observer.watch(
                 values,
-                lambda answer: self._distance(detached, answer, labels)[0],
-                labels if trust_labels else None,
+                lambda answer: self._distance(detached, answer, comparison)[0],
+                comparison.labels if trust_labels else None,
                 axis,
             )
         drawn = self.panel.draw(int(state.timestamp.batch))
         target = self.panel.target(
-            drawn, view, student, state, temperature=self.temperature, axis=axis, watch=watch
+            drawn, view, comparison, state, temperature=self.temperature, watch=watch
         )
         finite = None
         if self.skip_nonfinite:
             finite = self.panel.all_finite(drawn)
             values["distillation/skipped"] = ~finite
             target = torch.where(finite, target, student.detach())
-        distance, parts = self._distance(student, target, labels)
+        distance, parts = self._distance(student, target, comparison)
+        if comparison.empty:
+            distance = comparison.zero()
         if finite is not None:
             distance = distance * finite
         _check_gradient_path(distance)
         values["loss/train/kd"] = distance.detach()
         values |= {f"distillation/kd_loss/{name}": part.detach() for name, part in parts.items()}
+        self._note(values, *comparison.logged(target))
+        if comparison.empty:
+            values = {name: torch.zeros_like(value) for name, value in values.items()}
+        return distance, values, comparison.count
+
+    def _note(self, values: dict[str, Tensor], student: Tensor, target: Tensor, axis: int) -> None:
+        """Note what the kept positions tell beside the loss."""
         agreement = top1_agreement(student, target, axis)
         if agreement is not None:
             values["distillation/agreement"] = agreement
         if self.observer is not None:
             self.observer.note_target(values, student, target, axis)
-        return distance, values
 
     def _distance(
-        self, student: Tensor, teacher: Tensor, labels: Tensor | None
+        self, student: Tensor, teacher: Tensor, comparison: Comparison
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss as a scalar, in float32 or better, and its parts where it has several."""
         loss = self.kd_loss_fn
         if isinstance(loss, DistillationLoss):
-            if loss.needs_labels and labels is None:
+            if loss.needs_labels and comparison.labels is None:
                 raise ValueError(
                     f"kd_loss_fn ({type(loss).__name__}) needs one class index for each position, "
                     "but the batch holds none: they are its second element or its 'labels'. "
                     "Use a loss without labels, such as KLDivergence."
                 )
-            parts = loss.parts(student, teacher, labels=labels)
+            parts = loss.parts(student, teacher, mask=comparison.mask, labels=comparison.labels)
             return loss.combine(parts), parts if len(parts) > 1 else {}
         dtype = torch.promote_types(student.dtype, torch.float32)
         distance = loss(student.to(dtype), teacher.to(dtype))

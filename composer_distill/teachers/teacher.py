@@ -100,6 +100,12 @@ class Teacher:
             return f"teacher ({type(self.model).__name__})"
         return self.name if self.name.startswith("teacher") else f"teacher {self.name!r}"
 
+    @property
+    def answers_as_the_student(self) -> bool:
+        """Whether it reads the student's batch whole and its output is taken as it comes."""
+        mapped = (self.input_fn, self.output_fn, self.microbatch_size)
+        return all(option is None for option in mapped)
+
     def freeze(self) -> None:
         """Turn gradients off and evaluation mode on."""
         self.model.requires_grad_(False)
