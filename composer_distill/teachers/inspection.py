@@ -28,7 +28,7 @@ def describe(source: str) -> str:
         >>> print(describe(str(path)).partition(chr(10))[2])
         a state_dict of 1 tensors, 6 values, 24 B
         safe to read: tensors and plain data only
-        fingerprint: 5f17d5e4e2a7
+        fingerprint: 981580a1b596
         weights:
           weight  (2, 3)  float32
     """
