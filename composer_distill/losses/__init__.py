@@ -12,6 +12,7 @@ from composer_distill.losses.base import DistillationLoss, WeightedSum
 from composer_distill.losses.cosine_embedding import CosineEmbedding, cosine_embedding
 from composer_distill.losses.decoupled_kd import DecoupledKD, decoupled_kd
 from composer_distill.losses.dist import DIST, dist
+from composer_distill.losses.fused_linear_kl import FusedLinearKL, fused_linear_kl
 from composer_distill.losses.hard_label import HardLabel, hard_label
 from composer_distill.losses.ikl import IKL, ikl
 from composer_distill.losses.jensen_shannon import (
@@ -43,6 +44,7 @@ __all__ = [
     "CosineEmbedding",
     "DecoupledKD",
     "DistillationLoss",
+    "FusedLinearKL",
     "HardLabel",
     "JensenShannonDivergence",
     "KLDivergence",
@@ -61,6 +63,7 @@ __all__ = [
     "cosine_embedding",
     "decoupled_kd",
     "dist",
+    "fused_linear_kl",
     "hard_label",
     "ikl",
     "jensen_shannon_divergence",

@@ -1,5 +1,8 @@
 """Adaptive Kullback-Leibler divergence (arXiv 2404.02657)."""
 
+# torch.compile cannot trace the definition of a function whose annotations are a union.
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 

@@ -1,5 +1,8 @@
 """Generalised Jensen-Shannon divergence (arXiv 2306.13649)."""
 
+# torch.compile cannot trace the definition of a function whose annotations are a union.
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
@@ -7,8 +10,8 @@ from composer_distill.losses.base import DistillationLoss, Schedule
 from composer_distill.losses.kernel import (
     Formula,
     Softened,
+    bounded_log_ratio,
     divergence,
-    log_ratio,
     student_over_mixture,
     through_softmax,
 )
@@ -22,13 +25,13 @@ def mixture_formula(beta: float, scaled: bool) -> Formula:
     scale = 1.0 / (beta * (1.0 - beta)) if scaled else 1.0
 
     def terms(student: Softened, teacher: Softened) -> Tensor:
-        ratio = log_ratio(student, teacher)
+        ratio = bounded_log_ratio(student, teacher)
         over_mixture = student_over_mixture(ratio, beta)
         of_teacher = beta * teacher.probs * (over_mixture + ratio)
         return scale * (of_teacher + (1.0 - beta) * student.probs * over_mixture)
 
     def rows(student: Softened, teacher: Softened, wanted: bool) -> tuple[Tensor, Tensor | None]:
-        ratio = log_ratio(student, teacher)
+        ratio = bounded_log_ratio(student, teacher)
         over_mixture = student_over_mixture(ratio, beta)
         of_teacher = torch.linalg.vecdot(teacher.probs, ratio.add_(over_mixture))
         if wanted:

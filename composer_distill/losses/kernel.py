@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from composer_distill.losses.rows import (
     FLOOR,
@@ -31,10 +30,15 @@ from composer_distill.losses.rows import (
 # level cache; a GPU wants far larger ones, to be busy between two launches.
 _CPU_ENTRIES_PER_THREAD = 2**17
 _GPU_ENTRIES = 2**24
+# Below this the time goes into starting operations.
+_SMALL_ENTRIES = 2**15
 
 
 class Softened(NamedTuple):
-    """Rows of logits over the temperature, their softmax, and their log-sum-exp ``(N, 1)``."""
+    """Rows of logits over the temperature, their softmax, and their log-sum-exp.
+
+    The log-sum-exp is ``(N, 1)``, or the scalar 0 where the logits are normalised.
+    """
 
     logits: Tensor
     probs: Tensor
@@ -69,13 +73,26 @@ def log_ratio(student: Softened, teacher: Softened) -> Tensor:
     return (teacher.logits - student.logits) + (student.lse - teacher.lse)
 
 
-def student_over_mixture(ratio: Tensor, share: float) -> Tensor:
-    """Return ``log q - log m`` for ``m = share p + (1 - share) q``, given ``log p - log q``.
+def bounded_log_ratio(student: Softened, teacher: Softened) -> Tensor:
+    """Return ``log p - log q`` between -80 and 80, for divergences from a mixture of p and q.
 
-    In this form it is exactly zero where p and q are equal. Beyond a ratio of ``exp(80)`` the
-    smaller of the two no longer matters, and the exponential must not overflow.
+    Beyond, the smaller of the two no longer matters to the mixture, and its exponential must not
+    overflow.
     """
-    return (share * ratio.clamp(-80.0, 80.0).expm1()).log1p().neg()
+    return log_ratio(student, teacher).clamp(-80.0, 80.0)
+
+
+def student_over_mixture(ratio: Tensor, share: float) -> Tensor:
+    """Return ``log q - log m`` for ``m = share p + (1 - share) q``.
+
+    Args:
+        ratio: What :func:`bounded_log_ratio` returns.
+        share: The teacher's share of the mixture.
+
+    Returns:
+        A tensor that is exactly zero where p and q are equal.
+    """
+    return (share * ratio.expm1()).log1p().neg()
 
 
 def through_softmax(direction: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,7 +144,7 @@ def divergence(
     if s.requires_grad and torch.is_grad_enabled():
         values = cast(Tensor, _Chunked.apply(s, t, index, temperature, factor, formula))
     else:
-        values = _values_and_gradient(s, t, index, temperature, formula, False)[0] * factor
+        values = values_and_gradient(s, t, index, temperature, formula, False)[0] * factor
     return reduce_rows(values, None, chosen, student, dim)
 
 
@@ -161,7 +178,7 @@ class _Chunked(torch.autograd.Function):
         factor: float,
         formula: Formula,
     ) -> Tensor:
-        values, gradient, scale = _values_and_gradient(
+        values, gradient, scale = values_and_gradient(
             student, teacher, index, temperature, formula, True
         )
         ctx.save_for_backward(gradient, scale, index)
@@ -169,22 +186,49 @@ class _Chunked(torch.autograd.Function):
         return values * factor
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         gradient, scale, index = ctx.saved_tensors
-        weight = grad_outputs[0] * ctx.factor
+        weight = grad_outputs[0].detach() * ctx.factor
         if scale is not None:
             weight = weight * scale
-        # The saved gradient becomes the result, so that there is never a second tensor of its
-        # size; where the graph is kept for another backward it must stay as it is.
-        if _graph_is_kept():
-            gradient = gradient.clone()
-        for start, stop in _chunks(gradient.shape[0], gradient.shape[1], gradient.device):
-            gradient[start:stop].mul_(weight[start:stop].unsqueeze(1))
+        gradient = scale_gradient(gradient, weight.unsqueeze(1))
         if index is not None:
             whole = gradient.new_zeros(ctx.rows, gradient.shape[1])
             gradient = whole.index_copy_(0, index, gradient)
+        if torch.is_grad_enabled():
+            gradient = _NotTwice.apply(gradient.detach().requires_grad_())
         return gradient, None, None, None, None, None
+
+
+class _NotTwice(torch.autograd.Function):
+    """The identity, which refuses to be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        raise RuntimeError(
+            "the chunked divergence keeps its gradient and not its inputs, so that it cannot be "
+            "differentiated twice. Use reduction='none' and reduce the terms yourself."
+        )
+
+
+def scale_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
+    """Return a saved gradient times ``weight``, a scalar or one entry a row.
+
+    The saved tensor itself becomes the result, so that there is never a second one of its size;
+    where the graph is kept for another backward it must stay as it is.
+    """
+    if _graph_is_kept():
+        gradient = gradient.clone()
+    if weight.ndim == 0 or weight.dtype == gradient.dtype:
+        return gradient.mul_(weight)
+    # Of unlike types torch would make a whole copy first.
+    for start, stop in _chunks(gradient.shape[0], gradient.shape[1], gradient.device):
+        gradient[start:stop].mul_(weight[start:stop])
+    return gradient
 
 
 def _graph_is_kept() -> bool:
@@ -206,35 +250,46 @@ def _soften_chunk(logits: Tensor, dtype: torch.dtype, temperature: float) -> Sof
     scaled = logits.to(dtype).clamp(min=FLOOR)
     if temperature != 1.0:
         scaled.mul_(1.0 / temperature)
+    if scaled.numel() <= _SMALL_ENTRIES:
+        # Few operations count more than few exponentials; normalised logits need no log-sum-exp.
+        log_probs = scaled.log_softmax(-1)
+        return Softened(log_probs, log_probs.exp(), log_probs.new_zeros(()))
     probs = scaled.softmax(-1)
     # The largest probability is exp(0) / Z, so this is max + log Z without another exponential.
     lse = scaled.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log()
     return Softened(scaled, probs, lse)
 
 
-def _values_and_gradient(
+def values_and_gradient(
     student: Tensor,
     teacher: Tensor,
     index: Tensor | None,
     temperature: float,
     formula: Formula,
     wanted: bool,
+    *,
+    overwrite: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the values ``(N,)``, their gradients ``(N, C)`` and a scale of the gradients.
 
     The gradient is with respect to the logits over the temperature, in the student's type. Its
     rows are empty where it is not ``wanted``. float16 cannot hold what is far below 1, such as a
-    probability among 100 000, so its rows are divided by their largest entry, the scale.
+    probability among 100 000, so its rows are divided by their largest entry, the scale. Where the
+    student's logits may be ``overwrite``-n, their memory becomes the gradient's.
     """
     dtype = compute_dtype(student, teacher)
     n = student.shape[0] if index is None else index.shape[0]
+    if n * student.shape[1] <= _SMALL_ENTRIES and index is None and student.dtype == dtype:
+        q, p = (_soften_chunk(logits, dtype, temperature) for logits in (student, teacher))
+        values, small_gradient = formula.rows(q, p, wanted)
+        return values, values if small_gradient is None else small_gradient, None
     values = torch.empty(n, dtype=dtype, device=student.device)
-    gradient = student.new_empty(n if wanted else 0, student.shape[1])
+    gradient = student if overwrite else student.new_empty(n if wanted else 0, student.shape[1])
     scale = torch.ones_like(values) if student.dtype == torch.float16 and wanted else None
     for start, stop in _chunks(n, student.shape[1], student.device):
         at = slice(start, stop) if index is None else index[start:stop]
-        softened = (_soften_chunk(logits[at], dtype, temperature) for logits in (student, teacher))
-        values[start:stop], row_gradient = formula.rows(*softened, wanted)
+        q, p = (_soften_chunk(logits[at], dtype, temperature) for logits in (student, teacher))
+        values[start:stop], row_gradient = formula.rows(q, p, wanted)
         if row_gradient is None:
             continue
         if scale is not None:

@@ -1,5 +1,8 @@
 """Skew Kullback-Leibler divergence (arXiv 2402.03898)."""
 
+# torch.compile cannot trace the definition of a function whose annotations are a union.
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
@@ -7,8 +10,8 @@ from composer_distill.losses.base import DistillationLoss, Schedule
 from composer_distill.losses.kernel import (
     Formula,
     Softened,
+    bounded_log_ratio,
     divergence,
-    log_ratio,
     student_over_mixture,
     through_softmax,
 )
@@ -19,11 +22,11 @@ def _formula(alpha: float) -> Formula:
     alpha = _check(alpha)
 
     def terms(student: Softened, teacher: Softened) -> Tensor:
-        ratio = log_ratio(student, teacher)
+        ratio = bounded_log_ratio(student, teacher)
         return teacher.probs * (ratio + student_over_mixture(ratio, alpha))
 
     def rows(student: Softened, teacher: Softened, wanted: bool) -> tuple[Tensor, Tensor | None]:
-        ratio = log_ratio(student, teacher)
+        ratio = bounded_log_ratio(student, teacher)
         over_mixture = ratio.add_(student_over_mixture(ratio, alpha))
         values = torch.linalg.vecdot(teacher.probs, over_mixture)
         if not wanted:

@@ -37,8 +37,11 @@ def test_every_public_loss_has_a_row(roster):
     public = {
         name
         for name in losses.__all__
-        if inspect.isclass(getattr(losses, name)) and name != "DistillationLoss"
+        if inspect.isclass(getattr(losses, name))
+        and issubclass(getattr(losses, name), torch.nn.Module)
     }
+    # The interface itself, and the one that takes no logits and has test_fused_linear_kl.py.
+    public -= {"DistillationLoss", "FusedLinearKL"}
     assert public == {name.split()[0] for name in roster}
 
 
@@ -74,10 +77,9 @@ def test_one_position_without_leading_axes(row, call):
 
 def test_direction(row, call):
     student, teacher = pair(6, 5)
-    there, back = (
-        call(row.make(), *args).item() for args in ((student, teacher), (teacher, student))
-    )
-    assert (there == pytest.approx(back, rel=1e-9)) == row.symmetric
+    there = call(row.make(), student, teacher)
+    back = call(row.make(), teacher, student)
+    assert torch.allclose(there, back, rtol=1e-9, atol=0.0) == row.symmetric
 
 
 def test_gradcheck(row, call):
@@ -103,6 +105,7 @@ def test_many_chunks_are_one(row, call, monkeypatch):
     mask = torch.tensor([True, True, False, True, True, True, True])
     expected = with_gradient(call, row.make(), student, teacher, mask)
     monkeypatch.setattr("composer_distill.losses.kernel._CPU_ENTRIES_PER_THREAD", 10)
+    monkeypatch.setattr("composer_distill.losses.kernel._SMALL_ENTRIES", 0)
     chunked = with_gradient(call, row.make(), student, teacher, mask)
     torch.testing.assert_close(chunked, expected)
 
@@ -192,7 +195,9 @@ def test_lower_types_are_computed_in_float32(row, call, dtype):
     assert value.dtype == torch.float32
     assert gradient.dtype == dtype
     assert value.item() == pytest.approx(exact.item(), rel=2e-5)
-    atol = 3 * torch.finfo(dtype).eps * exact_gradient.abs().max().item() + 1e-9
+    atol = (30 if dtype == torch.float32 else 3) * torch.finfo(
+        dtype
+    ).eps * exact_gradient.abs().max().item() + 1e-9
     torch.testing.assert_close(gradient.double(), exact_gradient, rtol=0, atol=atol)
 
 
@@ -303,7 +308,7 @@ def test_double_backward_works_or_says_no(row, call):
         value = call(row.make(reduction=reduction), student, teacher).sum()
         (gradient,) = torch.autograd.grad(value, student, create_graph=True)
         if row.chunked and reduction == "mean":
-            with pytest.raises(RuntimeError, match="once_differentiable"):
+            with pytest.raises(RuntimeError, match=r"twice\. Use reduction='none'"):
                 gradient.square().sum().backward()
         else:
             gradient.square().sum().backward()
