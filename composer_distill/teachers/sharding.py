@@ -1,7 +1,8 @@
 """Teachers cut into shards over the ranks, as Composer cuts the student."""
 
 import warnings
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from composer.core import State
@@ -80,12 +81,17 @@ def shard(model: nn.Module, state: State) -> None:
     if isinstance(model, ComposerModel):
         policy = generate_composer_model_policy(model)
     else:
-        # Composer's default for plain modules would wrap what fsdp_wrap_fn names and not the whole
-        wraps = getattr(model, "fsdp_wrap_fn", None)
-        policy = CustomPolicy(
-            lambda module: module is model or (wraps(module) if callable(wraps) else False)
-        )
+        policy = CustomPolicy(partial(_wraps, model))
     parallelize_model(model, config, precision=state.precision, fsdp_wrap_policy=policy)
+
+
+def _wraps(whole: nn.Module, module: nn.Module) -> bool | dict[str, Any]:
+    """Return whether a module of a plain teacher is a unit of sharding: the whole always is.
+
+    Composer's own default for plain modules would leave out the whole.
+    """
+    wraps = getattr(whole, "fsdp_wrap_fn", None)
+    return module is whole or (wraps(module) if callable(wraps) else False)  # pyright: ignore[reportReturnType]
 
 
 def reshard(model: nn.Module) -> None:
