@@ -24,7 +24,7 @@ def task_loss(loss: Any) -> Tensor:
         return _trained_value(loss)
 
 
-def blend(loss: Any, term: Tensor | None, weight: float) -> Any:
+def blend(loss: Any, term: Tensor | None, weight: float, earlier: Sequence[Tensor] = ()) -> Any:
     """Return ``weight * loss + term`` in the kind of ``loss``, ready for Composer to train.
 
     A tuple or list has its entries weighted and the term appended. A dict gets the blended
@@ -35,6 +35,7 @@ def blend(loss: Any, term: Tensor | None, weight: float) -> Any:
         loss: The student's loss: a tensor, tuple, list or dict.
         term: The weighted distillation term, a scalar, or None for none.
         weight: The weight of the student's own loss.
+        earlier: Terms that were blended into ``loss`` before: ``weight`` does not touch them.
 
     Shape:
         - loss: a tensor of any shape, or a collection of such.
@@ -52,6 +53,9 @@ def blend(loss: Any, term: Tensor | None, weight: float) -> Any:
         >>> blend({"ce": torch.tensor(2.0)}, torch.tensor(1.0), 0.5)
         {'ce': tensor(2.), 'total': tensor(2.)}
     """
+    if earlier:
+        kept = torch.stack(list(earlier)).sum() * (1.0 - weight)
+        term = kept if term is None else term + kept
     if isinstance(loss, Tensor):
         return loss * weight if term is None else loss * weight + term
     if isinstance(loss, dict):

@@ -1,28 +1,25 @@
 """The ``Distillation`` algorithm: the only file that answers Events, writes State or logs."""
 
 import logging
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from composer.core import Algorithm, Event, Precision, State, Time
+from composer.core import Algorithm, Event, State, Time
 from composer.loggers import Logger
-from composer.utils import dist
 from torch import Tensor, nn
 
 from composer_distill.arguments import check_choice, check_loss, check_sample_size, describe
 from composer_distill.blending import blend, task_loss
 from composer_distill.evaluation import TeacherEvaluation
-from composer_distill.meters import UNEVEN, BatchMeter, balance, is_uneven
+from composer_distill.logbook import Logbook
 from composer_distill.observer import Observer
 from composer_distill.panel import TeacherPanel
 from composer_distill.positions import MaskFn, check_mask_fn
 from composer_distill.schedule import Weight, Window, check_weight, to_time, weight_now
 from composer_distill.teachers import Teacher
 from composer_distill.teachers.roster import check_apart, check_same, to_teachers
-from composer_distill.teachers.sharding import Sharding, is_to_be_sharded, shard
+from composer_distill.teachers.sharding import Sharding
 from composer_distill.teachers.splitting import shallow_copy
 from composer_distill.term import DistillationTerm
 from composer_distill.vocabulary import check_vocab_size
@@ -148,34 +145,32 @@ class Distillation(Algorithm):
         self.verify_teachers = verify_teachers
         self.teacher_sharding: Sharding = teacher_sharding
         self._panel = TeacherPanel(self.teachers, n_teachers_to_sample, seed, combine)
-        self._observer = Observer(self._panel.labels) if telemetry else None
+        observer = Observer(self._panel.labels) if telemetry else None
         self._distance = DistillationTerm(
             self._panel,
             kd_loss_fn,
-            self._observer,
+            observer,
             on_nonfinite == "skip",
             student_output_fn,
             check_mask_fn(mask_fn),
             check_vocab_size(vocab_size),
         )
-        self._meter = BatchMeter()
+        self._book = Logbook(self._panel, observer)
         self._evaluation = TeacherEvaluation(self._distance)
+        self._was_inside = False
         # Known from INIT on
         self._peers: list[Distillation] = [self]
         self._identities: list[str] = []
-        self._suffix = ""
         self._joins_late = False
-        # Of the current batch
-        self._was_inside = False
-        self._was_uneven = False
-        self._weights: dict[str, float] = {}
         # Of the current microbatch
         self._view: Any = None
         self._values: dict[str, Tensor] = {}
-        self._org_weight = 1.0
         self._count: int | None = None
+        self._org_weight = 1.0
         self._term: Tensor | None = None
         self._task: Tensor | None = None
+        # Composer asks for it at each event of each batch, so it is made once
+        self._text = self._describe()
         self._handlers: dict[Event, Callable[[State, Logger], None]] = {
             Event.INIT: self._prepare,
             Event.FIT_START: self._check_run,
@@ -193,6 +188,18 @@ class Distillation(Algorithm):
                 Event.EVAL_END: self._log_evaluation,
             }
 
+    def _describe(self) -> str:
+        start, end = self.window.start.to_timestring(), self.window.end.to_timestring()
+        return (
+            f"Distillation(teachers={list(self._panel.labels)}, "
+            f"kd_loss_fn={describe(self.kd_loss_fn)}, "
+            f"kd_loss_weight={describe(self.kd_loss_weight)}, "
+            f"org_loss_weight={describe(self.org_loss_weight)}, "
+            f"start_dur='{start}', end_dur='{end}', "
+            f"n_teachers_to_sample={self.n_teachers_to_sample}, combine='{self.combine}', "
+            f"seed={self.seed})"
+        )
+
     def match(self, event: Event, state: State) -> bool:
         """Return whether ``apply`` has something to do at ``event``."""
         if event in (Event.AFTER_FORWARD, Event.AFTER_LOSS):
@@ -208,20 +215,13 @@ class Distillation(Algorithm):
     def _prepare(self, state: State, logger: Logger) -> None:
         """INIT: check the teachers against the student, freeze them, move them."""
         check_apart(self.teachers, state.model, state.optimizers or ())
-        self._distance.prepare(state.model)
-        device = state.device.tensor_to_device(torch.empty(0)).device
         self._identities = [teacher.identity() for teacher in self.teachers]
-        for teacher, label in zip(self.teachers, self._panel.labels, strict=True):
-            sharded = is_to_be_sharded(teacher.model, self.teacher_sharding, state, label)
-            teacher.freeze()
-            teacher.place(torch.device("cpu") if sharded else device)
-            if sharded:
-                shard(teacher.model, state)
+        self._distance.prepare(state.model)
+        self._panel.prepare(state, self.teacher_sharding)
         if isinstance(self.kd_loss_fn, nn.Module):
             state.device.module_to_device(self.kd_loss_fn)
         self._peers = [peer for peer in state.algorithms if isinstance(peer, Distillation)]
-        position = self._peers.index(self)
-        self._suffix = f"_{position + 1}" if position else ""
+        self._book.position = self._peers.index(self)
         # MixUp and CutMix may re-blend the loss at BEFORE_BACKWARD: then the term joins after them
         self._joins_late = any(getattr(a, "interpolate_loss", False) for a in state.algorithms)
         if self._joins_late:
@@ -234,7 +234,7 @@ class Distillation(Algorithm):
 
     def _start_pass(self, state: State, logger: Logger) -> None:
         """BEFORE_TRAIN_BATCH: a batch begins, or begins again after running out of memory."""
-        self._meter.start_pass()
+        self._book.start_pass()
         self._panel.start_pass()
         self._view = self._term = self._task = None
         inside = self.window.contains(state)
@@ -242,6 +242,10 @@ class Distillation(Algorithm):
             verb = "begins to act" if inside else "no longer acts"
             _log.info("%s %s at batch %d", self, verb, int(state.timestamp.batch))
             self._was_inside = inside
+        if inside:
+            self._panel.settle()
+        elif not self.eval_teachers and self.window.is_over(state):
+            self._panel.leave()
 
     def _remember_view(self, state: State, logger: Logger) -> None:
         """AFTER_FORWARD: keep the view that the student saw, before labels are smoothed."""
@@ -252,7 +256,7 @@ class Distillation(Algorithm):
         """AFTER_LOSS: run the teachers, and join their term unless the loss is yet to be mixed."""
         self._org_weight = weight_now(self.org_loss_weight, state, "org_loss_weight")
         kd_weight = weight_now(self.kd_loss_weight, state, "kd_loss_weight")
-        self._weights = {"kd_loss_weight": kd_weight, "org_loss_weight": self._org_weight}
+        self._book.note_weights(kd_weight, self._org_weight)
         if kd_weight > 0.0:
             view = shallow_copy(state.batch) if self._view is None else self._view
             trust_labels = self._org_weight > 0.0  # else they may be placeholders
@@ -267,75 +271,30 @@ class Distillation(Algorithm):
     def _join(self, state: State, logger: Logger) -> None:
         """AFTER_LOSS or BEFORE_BACKWARD: blend the term into the loss that Composer trains."""
         joined = [(peer._task, peer._term) for peer in self._peers if peer._task is not None]
-        self._task = joined[0][0] if joined else task_loss(state.loss)
-        # Terms that other instances joined before must keep their own weight.
-        terms = [other for _, other in joined if other is not None]
-        term = torch.stack(terms).sum() * (1.0 - self._org_weight) if terms else None
+        self._task = task = joined[0][0] if joined else task_loss(state.loss)
         if self._term is not None:
-            self._meter_on_backward(state, self._term, self._values, self._task)
-            term = self._term if term is None else self._term + term
-        if term is not None or self._org_weight != 1.0:
-            state.loss = blend(state.loss, term, self._org_weight)
-
-    def _meter_on_backward(
-        self, state: State, term: Tensor, values: dict[str, Tensor], task: Tensor | None
-    ) -> None:
-        """Weigh the microbatch's values as Composer weighs its loss.
-
-        The gradient that reaches the term is the share of the batch that Composer gives to this
-        microbatch, whether it counts samples or tokens.
-        """
-        if task is not None:
-            values["loss/train/org"] = task
-        one, count = torch.ones_like(term), self._count
-        if state.precision == Precision.AMP_FP16 and state.scaler is not None:
-            one = state.scaler.scale(one)
-
-        def add(gradient: Tensor) -> None:
-            share = gradient / one
-            self._meter.add(values | balance(count, share) if count is not None else values, share)
-
-        term.register_hook(add)
+            values = self._values | ({} if task is None else {"loss/train/org": task})
+            self._book.note_on_backward(self._term, values, self._count, state)
+        earlier = [term for _, term in joined if term is not None]
+        if self._term is not None or self._org_weight != 1.0:
+            state.loss = blend(state.loss, self._term, self._org_weight, earlier)
 
     def _end_pass(self, state: State, logger: Logger) -> None:
         """AFTER_TRAIN_BATCH: stop on a broken teacher before the optimizer's step."""
         if self.on_nonfinite == "raise":
             self._panel.check_finite(int(state.timestamp.batch))
-        self._meter.complete_pass()
+        self._book.complete_pass()
 
     def _log(self, state: State, logger: Logger) -> None:
         """BATCH_END: log one value a batch, the same on every rank."""
-        metrics = {f"distillation/{name}": value for name, value in self._weights.items()}
-        self._weights = {}
-        values = self._meter.take()
-        if values:
-            if self._observer is not None:
-                share = torch.tensor(self._panel.time_share())
-                values["distillation/teacher_time"] = state.device.tensor_to_device(share)
-            stacked = torch.stack([value.reshape(()) for value in values.values()])
-            dist.all_reduce(stacked)
-            means = (stacked / dist.get_world_size()).tolist()
-            metrics |= dict(zip(values, means, strict=True))
-            if is_uneven(metrics) and not self._was_uneven:
-                self._was_uneven = True
-                warnings.warn(UNEVEN, stacklevel=2)
-            if self._observer is not None:
-                self._observer.warn_of_chance(metrics)
+        metrics = self._book.take(state)
         if metrics:
             step = int(state.previous_timestamp.batch) if state.previous_timestamp else None
-            logger.log_metrics({self._named(k): v for k, v in metrics.items()}, step=step)
-
-    def _named(self, name: str) -> str:
-        """Return a metric's name for this instance; the first in a Trainer has the plain ones."""
-        head, _, tail = name.partition("/")
-        if head == "distillation":
-            return f"distillation{self._suffix}/{tail}"
-        return f"{name}{self._suffix}"
+            logger.log_metrics(metrics, step=step)
 
     def _log_evaluation(self, state: State, logger: Logger) -> None:
         """EVAL_END: log the values of an evaluation set."""
-        metrics = self._evaluation.finish(state)
-        logger.log_metrics({self._named(name): value for name, value in metrics.items()})
+        logger.log_metrics(self._book.named(self._evaluation.finish(state)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain types that tell who the teachers are, for a resumed run to compare."""
@@ -355,13 +314,4 @@ class Distillation(Algorithm):
 
     def __repr__(self) -> str:
         """Describe the arguments, without memory addresses."""
-        return (
-            f"Distillation(teachers={list(self._panel.labels)}, "
-            f"kd_loss_fn={describe(self.kd_loss_fn)}, "
-            f"kd_loss_weight={describe(self.kd_loss_weight)}, "
-            f"org_loss_weight={describe(self.org_loss_weight)}, "
-            f"start_dur='{self.window.start.to_timestring()}', "
-            f"end_dur='{self.window.end.to_timestring()}', "
-            f"n_teachers_to_sample={self.n_teachers_to_sample}, combine='{self.combine}', "
-            f"seed={self.seed})"
-        )
+        return self._text

@@ -15,7 +15,7 @@ from composer_distill.sampling import sample_teachers
 from composer_distill.teachers import Teacher
 from composer_distill.teachers.heads import only_at
 from composer_distill.teachers.roster import labels_of
-from composer_distill.teachers.sharding import reshard
+from composer_distill.teachers.sharding import Sharding, is_to_be_sharded, reshard, shard
 from composer_distill.teachers.streams import untouched_streams
 from composer_distill.telemetry import Stopwatch
 
@@ -41,9 +41,49 @@ class TeacherPanel:
         self.n_sampled = n_sampled
         self.seed = seed
         self.combine = combine
+        self._sharded: set[int] = set()
+        self._device = torch.device("cpu")
+        self._settled = False
         self._finite: dict[str, Tensor] = {}  # of the pass over the batch
         self._finite_now: dict[str, Tensor] = {}  # of the microbatch
         self._stopwatch = Stopwatch()
+
+    def prepare(self, state: State, sharding: Sharding) -> None:
+        """Freeze the teachers, and place or shard them, at INIT.
+
+        Args:
+            state: The Trainer's state.
+            sharding: Whether teachers are whole on each rank; see ``Distillation``.
+
+        Raises:
+            ValueError: If they can't be sharded as asked, or have no weights.
+        """
+        self._device = state.device.tensor_to_device(torch.empty(0)).device
+        for index, (teacher, label) in enumerate(zip(self.teachers, self.labels, strict=True)):
+            teacher.freeze()
+            if is_to_be_sharded(teacher.model, sharding, state, label):
+                teacher.place(torch.device("cpu"))
+                shard(teacher.model, state)
+                self._sharded.add(index)
+            else:
+                teacher.place(self._device)
+        self._settled = True
+
+    def settle(self) -> None:
+        """Bring the teachers back to the device, if they had left it."""
+        if not self._settled:
+            self._settled = True
+            for index, teacher in enumerate(self.teachers):
+                if index not in self._sharded:
+                    teacher.place(self._device)
+
+    def leave(self) -> None:
+        """Free the device of the teachers: no batch will ask them any more."""
+        if self._settled and self._device.type != "cpu":
+            self._settled = False
+            for index, teacher in enumerate(self.teachers):
+                if index not in self._sharded:
+                    teacher.to_host()
 
     def draw(self, batch: int, *, everyone: bool = False) -> list[tuple[int, float]]:
         """Return ``(index, share)`` of the teachers that answer batch number ``batch``."""
@@ -72,7 +112,8 @@ class TeacherPanel:
         kept = comparison.head_mask if teacher.answers_as_the_student else None
         with timed, streams, torch.no_grad(), precision, only_at(teacher.model, kept):
             logits = teacher.forward(view, call_model, partial(extract_logits, owner=label))
-            reshard(teacher.model)
+            if index in self._sharded:
+                reshard(teacher.model)
         logits = comparison.teacher(logits, label)
         self._note_finite(label, logits)
         return logits

@@ -41,6 +41,10 @@ class Window:
         """
         return _reached(self.start, state) and not _reached(self.end, state)
 
+    def is_over(self, state: State) -> bool:
+        """Return whether the window has closed, and no later batch of this training is inside."""
+        return _reached(self.end, state)
+
     def check(self, state: State) -> None:
         """Compare bounds of unlike units, now that the Trainer knows how long an epoch is.
 

@@ -69,6 +69,16 @@ def test_without_a_term_the_loss_is_only_weighted(kind):
     assert composer_total(blended).item() == pytest.approx(0.5 * TASK.get(kind, 6))
 
 
+@pytest.mark.parametrize("kind", losses())
+def test_a_term_that_joined_before_keeps_its_weight(kind):
+    first, second = torch.tensor(10.0, requires_grad=True), torch.tensor(20.0, requires_grad=True)
+    blended = blend(blend(losses()[kind], first, 0.5), second, 0.1, [first])
+    total = composer_total(blended)
+    assert total.item() == pytest.approx(0.05 * TASK.get(kind, 6) + 30.0)
+    for gradient in torch.autograd.grad(total, [first, second]):
+        assert gradient.item() == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("kind", ["dict", "total"])
 def test_entries_of_a_dict_stay_for_the_log_alone(kind):
     loss = losses()[kind]

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from composer_distill.teachers.contents import Contents, Spec, spec_of
 from composer_distill.teachers.files import algorithms, open_file
+from composer_distill.teachers.folders import open_folder
 from composer_distill.teachers.keys import Match, describe, likely_cause, match_keys
 from composer_distill.teachers.memory import materialize, release
+from composer_distill.teachers.remote import fetch, parse_remote
 from composer_distill.teachers.sources import resolve_path
 
 log = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ def load_weights(
 
     Args:
         model: The model, or the bare module that a ComposerModel wraps.
-        source: Where the checkpoint is.
+        source: Where the checkpoint is: a path, or the URI of an object store.
         name: What errors and logs call the model.
         strict: Whether every weight of both sides must find its place, in shape and kind. Without
             it what fits is loaded, and what does not is logged.
@@ -75,10 +77,9 @@ def load_weights(
 @contextmanager
 def open_source(source: str | Path, *, ema: bool | None = None) -> Iterator[Contents]:
     """Open any source for reading; see ``load_weights``."""
-    path = resolve_path(source)
-    if path.is_dir():
-        raise ValueError("it is a folder")
-    with open_file(path, ema=ema) as contents:
+    remote = parse_remote(source)
+    path = resolve_path(source) if remote is None else fetch(remote)
+    with (open_folder if path.is_dir() else open_file)(path, ema=ema) as contents:
         yield contents
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from composer_distill.teachers.contents import Contents, holds_weights, of_tensors
 from composer_distill.teachers.pickles import check_archive, read_pickled
+from composer_distill.teachers.safe_tensors import looks_like_safetensors, open_safetensors
+from composer_distill.teachers.unpacking import unpacked
 
 # Where others keep the weights in a dictionary of more than weights.
 NESTS = ("state_dict", "model_state_dict", "model")
@@ -15,7 +17,7 @@ NESTS = ("state_dict", "model_state_dict", "model")
 
 @contextmanager
 def open_file(path: Path, *, ema: bool | None = None) -> Iterator[Contents]:
-    """Open one file.
+    """Open one file, by what it holds and not by what it is called.
 
     Args:
         path: The file.
@@ -26,11 +28,18 @@ def open_file(path: Path, *, ema: bool | None = None) -> Iterator[Contents]:
     """
     if not path.is_file():
         raise ValueError("it is no regular file")
-    with path.open("rb") as stream:
-        is_zip = stream.read(4) == b"PK\x03\x04" or zipfile.is_zipfile(stream)
-    if is_zip:
-        check_archive(path)
-    yield interpret(path, read_pickled(path, mmap=is_zip), mapped=is_zip, ema=ema)
+    if path.stat().st_size == 0:
+        raise ValueError("it is an empty file")
+    with unpacked(path) as file:
+        if looks_like_safetensors(file):
+            with open_safetensors(file) as (tensors, header):
+                yield Contents(path, "safetensors file", header, tensors, mapped=True)
+        else:
+            is_zip = zipfile.is_zipfile(file)
+            if is_zip:
+                check_archive(file)
+            found = read_pickled(file, mmap=is_zip)
+            yield interpret(path, found, mapped=is_zip, ema=ema)
 
 
 def interpret(path: Path, found: object, *, mapped: bool, ema: bool | None) -> Contents:

@@ -3,6 +3,7 @@
 import datetime
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -28,6 +29,18 @@ SAFE_GLOBALS: list[Any] = [
     (_reconstruct, "numpy._core.multiarray._reconstruct"),
     (_reconstruct, "numpy.core.multiarray._reconstruct"),
 ]
+
+# What Python's zipfile raises on broken archives, in its many ways.
+_BROKEN_ZIP = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+    OverflowError,
+    EOFError,
+    OSError,
+    UnicodeDecodeError,
+    struct.error,
+)
 
 # The classes of a sharded checkpoint's metadata.
 METADATA_CLASSES: Mapping[str, object] = {
@@ -116,13 +129,7 @@ def check_archive(file: Path | IO[bytes]) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             _check_records(archive)
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        RuntimeError,
-        OverflowError,
-        EOFError,
-    ) as error:
+    except _BROKEN_ZIP as error:
         raise ValueError(f"it is a damaged zip archive ({reason(error)})") from error
 
 

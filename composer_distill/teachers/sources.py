@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 SYMLINK = ".symlink"
-_MAX_LINKS = 8
+MAX_LINKS = 8
 
 
 def resolve_path(source: str | Path) -> Path:
@@ -18,11 +18,11 @@ def resolve_path(source: str | Path) -> Path:
         ValueError: If ``.symlink`` files point in a circle.
     """
     path = _existing(Path(os.path.expanduser(source)))
-    for _ in range(_MAX_LINKS):
+    for _ in range(MAX_LINKS):
         if path.suffix != SYMLINK or not path.is_file():
             return path
         path = _target(path)
-    raise ValueError(f"{source} leads through more than {_MAX_LINKS} {SYMLINK} files")
+    raise ValueError(f"{source} leads through more than {MAX_LINKS} {SYMLINK} files")
 
 
 def _existing(path: Path) -> Path:
@@ -43,13 +43,26 @@ def _nearby(path: Path) -> str:
     return f"; the folder holds {', '.join(names[:5]) or 'nothing'}"
 
 
-def _target(link: Path) -> Path:
-    """Composer writes one path into the file: as the run saw it, or beside the link by now."""
-    text = link.read_text(encoding="utf-8", errors="replace").strip()
-    if not text or "\n" in text or len(text) > 4096:
+def link_target(link: Path) -> str:
+    """The path that Composer wrote into a ``.symlink`` file.
+
+    Args:
+        link: The file.
+
+    Raises:
+        ValueError: If it holds anything else.
+    """
+    with link.open("rb") as stream:
+        text = stream.read(4097).decode(errors="replace").strip()
+    if not text or not text.isprintable() or len(text) > 4096:
         raise ValueError(f"{link} is no {SYMLINK} file: it should hold one path")
-    beside = link.parent / text
-    for candidate in (Path(text), beside, link.parent / Path(text).name):
+    return text
+
+
+def _target(link: Path) -> Path:
+    """The path as the run saw it, or beside the link by now."""
+    text = link_target(link)
+    for candidate in (Path(text), link.parent / text, link.parent / Path(text).name):
         if candidate.exists():
             return candidate
     raise FileNotFoundError(f"{link} points to {text}, which does not exist")

@@ -1,6 +1,7 @@
 """What a run logs: one exact value a batch, at the step and in the place where a user looks."""
 
 import pytest
+import torch
 from composer.core import Event
 from composer.loggers import FileLogger, InMemoryLogger
 from integration.harness import (
@@ -155,6 +156,14 @@ def test_the_students_own_loss_is_logged_for_every_kind(loss_fn):
     term = Distillation(mlp(1), KLDivergence())
     trainer = fit(student, term, max_duration="1ba", device_train_microbatch_size=4)
     assert logged(trainer, "loss/train/org") == pytest.approx([expected], **EXACT)
+
+
+def test_an_output_without_classes_logs_no_agreement():
+    student = Classifier(mlp(0)[:-1].append(torch.nn.Linear(8, 1).double()), lambda x, _: x.mean())
+    teacher = mlp(1)[:-1].append(torch.nn.Linear(8, 1).double())
+    trainer = fit(student, Distillation(teacher, torch.nn.MSELoss()))
+    assert len(logged(trainer, "loss/train/kd")) == 2
+    assert "distillation/agreement" not in entries_of(trainer)
 
 
 def test_every_logger_of_composer_receives_the_values(tmp_path):

@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import pickle
-import subprocess
 import zipfile
 
 import pytest
@@ -52,7 +51,9 @@ def test_planted_beside_plain_weights(zoo, tmp_path, witness):
 def test_a_bare_pickle(zoo, tmp_path, witness, protocol):
     path = tmp_path / "bare.pt"
     path.write_bytes(pickle.dumps(zoo.Payload(witness), protocol=protocol))
-    refused(zoo.net(), path, "it cannot be read as tensors and plain data")
+    refused(
+        zoo.net(), path, r"it asks for posix\.system|it cannot be read as tensors and plain data"
+    )
 
 
 class Stranger:
@@ -219,18 +220,13 @@ def test_the_callers_own_list_of_safe_classes_stays(zoo, tmp_path):
     refused(zoo.net(), tmp_path / "a.pt", "it asks for _io.BytesIO")
 
 
-def test_nothing_is_left_behind(zoo, trained, tmp_path):
-    """After loads that succeed and loads that fail there is no new file anywhere we write."""
+def test_nothing_is_left_behind(zoo, trained, tmp_path, monkeypatch):
+    """Neither in the working folder, nor among the temporary files, nor beside the checkpoint."""
     _, folder = trained
-    place = tmp_path / "place"
-    place.mkdir()
-    code = (
-        "import sys; from torch import nn; from composer_distill.teachers import load_weights\n"
-        "try: load_weights(nn.Linear(1, 1), sys.argv[1])\n"
-        "except ValueError: pass\n"
-        "else: raise SystemExit('loaded')"
-    )
-    environment = os.environ | {"TMPDIR": str(place), "PYTHONPATH": os.getcwd(), "HOME": str(place)}
-    command = ["python", "-c", code, str(folder / "latest-rank0.pt")]
-    subprocess.run(command, cwd=place, env=environment, check=True)
-    assert list(place.rglob("*")) == []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = sorted(folder.iterdir())
+    load_weights(zoo.classifier(), folder / "latest-rank0.pt")
+    refused(zoo.classifier(classes=7), folder / "latest-rank0.pt", "does not fit")
+    assert sorted(folder.iterdir()) == before
+    assert list(tmp_path.iterdir()) == []

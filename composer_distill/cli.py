@@ -1,0 +1,95 @@
+"""The command line ``composer-distill``."""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from composer_distill import __version__
+
+# Import names of what the extra `demo` installs, with the names that packages are installed by
+_DEMO_NEEDS = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tabulate": "tabulate"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that ``arguments``, by default the process's own, name.
+
+    Returns:
+        The process's exit status. Wrong arguments leave with status 2 and one sentence.
+    """
+    parser = _build_parser()
+    options = parser.parse_args(arguments)
+    return options.run(parser, options)
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="composer-distill", description="Knowledge distillation for MosaicML Composer."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    demo = commands.add_parser(
+        "demo",
+        help="distil a small network on real data, in under three minutes",
+        description="Train a teacher and its students on handwritten digits with the Composer "
+        "Trainer, print what distillation changed, and write a picture and the numbers.",
+    )
+    demo.add_argument(
+        "--output",
+        type=Path,
+        default=Path("composer-distill-demo"),
+        metavar="DIR",
+        help="where to write demo.png, demo.json and teacher.pt (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--fast", action="store_true", help="a smoke test of some seconds, too short to be a result"
+    )
+    demo.add_argument(
+        "--seeds",
+        type=_positive_integer,
+        metavar="N",
+        help="how many pairs of students to train (default: 4, with --fast 2)",
+    )
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _demo(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    missing = [package for module, package in _DEMO_NEEDS.items() if find_spec(module) is None]
+    if missing:
+        parser.error(
+            f"the demo needs {' and '.join(missing)}, not installed here: "
+            "pip install 'composer-distill[demo]'"
+        )
+    _check_writable(parser, options.output)
+    # Imported only now that what they need is known to be there
+    from composer_distill.demo.command import run_demo
+    from composer_distill.demo.settings import fast_settings, full_settings
+
+    make_settings = fast_settings if options.fast else full_settings
+    run_demo(make_settings(options.seeds), options.output)
+    return 0
+
+
+def _check_writable(parser: argparse.ArgumentParser, directory: Path) -> None:
+    """Find out before minutes of training whether the results can be written."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        parser.error(
+            f"--output needs a directory that can be written to, got {directory} "
+            f"({error.strerror}): name another with --output DIR"
+        )
+
+
+def _positive_integer(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"needs an integer of at least 1, got {text!r}")
+    return number

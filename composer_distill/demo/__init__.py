@@ -1,0 +1,1 @@
+"""The worked example behind ``composer-distill demo``: real data, the real Trainer."""

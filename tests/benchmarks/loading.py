@@ -1,0 +1,95 @@
+"""How much memory it takes to load a teacher, as a multiple of the teacher's size.
+
+Run ``python tests/benchmarks/loading.py [megabytes]`` on Linux. Each case is a process of its own,
+whose peak is read from the kernel's own account of it; what the process held before the load
+(the libraries; with a built model also that model, every page of it) is taken off.
+"""
+
+import resource
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
+from torch import nn
+
+from composer_distill.teachers import load_weights
+
+LAYERS = 16
+SOURCES = ("full.pt", "plain.pt", "plain.safetensors", "sharded")
+
+
+def build(megabytes: int) -> nn.Module:
+    width = round((megabytes * 2**20 / 4 / LAYERS) ** 0.5)
+    return nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(LAYERS)))
+
+
+def size_of(model: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+def write(folder: Path, megabytes: int) -> None:
+    """Write each kind; the full one has optimizer states beside the model, as Composer's have."""
+    model = build(megabytes)
+    weights = model.state_dict()
+    beside = {"optimizers": {"Adam": {"a": torch.zeros(size_of(model) // 2)}}}
+    torch.save({"state": {"model": weights, **beside}, "rng": []}, folder / "full.pt")
+    torch.save(weights, folder / "plain.pt")
+    save_file(weights, folder / "plain.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save({"state": {"model": weights}}, checkpoint_id=folder / "sharded")
+
+
+def resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def measure(path: str, device: str, megabytes: int) -> None:
+    torch.set_num_threads(1)
+    load_weights(nn.Linear(1, 1), write_small())  # what the first load sets up is no one's weights
+    with torch.device(device):
+        model = build(megabytes)
+    before = resident()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    load_weights(model, path)
+    status = Path("/proc/self/status").read_text()
+    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    print((peak * 1024 - before) / size_of(model))
+
+
+def write_small() -> Path:
+    path = Path(tempfile.mkdtemp()) / "small.pt"
+    torch.save(nn.Linear(1, 1).state_dict(), path)
+    return path
+
+
+def main(megabytes: int = 1024) -> float:
+    """Print the table and give its largest ratio."""
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), megabytes)
+        print(f"a teacher of {megabytes} MB; peak memory of its load, in teachers")
+        for source in SOURCES:
+            for device in ("cpu", "meta"):
+                path = str(Path(folder, source))
+                command = [sys.executable, __file__, path, device, str(megabytes)]
+                result = subprocess.run(command, capture_output=True, text=True, check=True)
+                ratios.append(float(result.stdout))
+                what = "beyond the built model" if device == "cpu" else "in all, built on meta"
+                print(f"{source:20} {ratios[-1]:5.2f}  {what}", flush=True)
+    return max(ratios)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 4:
+        measure(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    else:
+        largest = main(*map(int, sys.argv[1:]))
+        print(f"largest: {largest:.2f}; the bar is 1.10")
+        sys.exit(largest > 1.1)

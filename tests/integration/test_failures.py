@@ -1,0 +1,262 @@
+"""What fails, fails early and by name; what Composer retries comes out exact."""
+
+import math
+
+import pytest
+import torch
+from composer.core import Event
+from integration.harness import (
+    Classifier,
+    Spy,
+    assert_close,
+    assert_same,
+    entries_of,
+    fit,
+    loader,
+    logged,
+    mlp,
+    trainer_for,
+)
+from torch import nn
+
+from composer_distill import Distillation, KLDivergence, Teacher
+
+
+class Greedy(nn.Module):
+    """A teacher that runs out of memory on microbatches above ``limit`` samples."""
+
+    def __init__(self, module, limit, begin=0):
+        super().__init__()
+        self.module = module
+        self.limit = limit
+        self.calls, self.failures, self.begin = 0, 0, begin
+
+    def forward(self, inputs):
+        self.calls += 1
+        if self.calls > self.begin and len(inputs) > self.limit:
+            self.failures += 1
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return self.module(inputs)
+
+
+@pytest.fixture
+def auto_on_cpu(monkeypatch):
+    """Let Composer look for a microbatch size on the CPU, which it refuses of itself."""
+    monkeypatch.setattr(
+        "composer.trainer.trainer._is_auto_microbatching", lambda size, device: size == "auto"
+    )
+
+
+def train(teachers, size, student=None, **kwargs):
+    student = Classifier(mlp(0, dropout=0.0)) if student is None else student
+    term = Distillation(teachers, KLDivergence(2.0), n_teachers_to_sample=1, seed=3)
+    return fit(
+        student,
+        term,
+        train_dataloader=loader(32, 8),
+        device_train_microbatch_size=size,
+        max_duration="2ep",
+        **kwargs,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:CUDA out of memory")
+@pytest.mark.usefixtures("auto_on_cpu")
+@pytest.mark.parametrize("begin", [0, 1, 3], ids=["at once", "in the second call", "later"])
+def test_a_teacher_out_of_memory_trains_as_if_the_microbatches_had_been_small(begin):
+    starved = [Greedy(mlp(seed), limit=2, begin=begin) for seed in (1, 2, 3)]
+    retried = train(starved, "auto")
+    small = train([mlp(1), mlp(2), mlp(3)], 2)
+    assert sum(teacher.failures for teacher in starved) >= 2
+    assert retried.state.device_train_microbatch_size == 2
+    assert_close(retried.state.model, small.state.model)
+    for name in ("loss/train/kd", "loss/train/org", "distillation/agreement"):
+        assert logged(retried, name) == pytest.approx(logged(small, name), rel=1e-5), name
+
+
+@pytest.mark.filterwarnings("ignore:CUDA out of memory")
+@pytest.mark.usefixtures("auto_on_cpu")
+def test_a_first_batch_that_runs_out_of_memory_trains_bitwise_as_small_microbatches():
+    starved = [Greedy(mlp(seed), limit=2) for seed in (1, 2, 3)]
+    retried, small = train(starved, "auto"), train([mlp(1), mlp(2), mlp(3)], 2)
+    assert_same(retried.state.model, small.state.model)
+
+
+@pytest.mark.filterwarnings("ignore:CUDA out of memory")
+@pytest.mark.usefixtures("auto_on_cpu")
+def test_running_out_of_memory_in_a_later_microbatch_counts_none_twice():
+    # The first microbatch of 8 passes, the retry starts anew with 4: values must not add up.
+    teacher = Greedy(mlp(1), limit=4, begin=1)
+    student = Classifier(mlp(0))
+    term = Distillation(teacher, KLDivergence(2.0))
+    retried = fit(
+        student,
+        term,
+        train_dataloader=loader(32, 16),
+        device_train_microbatch_size="auto",
+        max_duration="1ba",
+        callbacks=Spy(Event.BEFORE_TRAIN_BATCH, lambda state: None),
+    )
+    small = fit(
+        Classifier(mlp(0)),
+        Distillation(mlp(1), KLDivergence(2.0)),
+        train_dataloader=loader(32, 16),
+        device_train_microbatch_size=4,
+        max_duration="1ba",
+    )
+    assert logged(retried, "loss/train/kd") == pytest.approx(logged(small, "loss/train/kd"))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_teacher_that_answers_no_numbers_stops_the_run_before_its_batch_trains(bad):
+    broken = Broken(mlp(2), bad, batch=2)
+    student = Classifier(mlp(0))
+    steps = Spy(
+        Event.BATCH_START, lambda _: {k: v.clone() for k, v in student.state_dict().items()}
+    )
+    term = Distillation([mlp(1), Teacher(broken, name="cracked")], KLDivergence(2.0))
+    with pytest.raises(ValueError, match=r"teacher 1 \(cracked\).*NaN or infinity at batch 2"):
+        fit(student, term, callbacks=steps, max_duration="2ep", device_train_microbatch_size=5)
+    assert len(steps.seen) == 3
+    torch.testing.assert_close(dict(student.state_dict()), steps.seen[2], rtol=0, atol=0)
+
+
+class Broken(nn.Module):
+    """A teacher one of whose logits is ``bad`` in one microbatch of one batch."""
+
+    def __init__(self, module, bad, batch, microbatches=2):
+        super().__init__()
+        self.module, self.bad = module, bad
+        self.when, self.calls = batch * microbatches, 0
+
+    def forward(self, inputs):
+        logits = self.module(inputs)
+        if self.calls == self.when:
+            logits[1, 2] = self.bad
+        self.calls += 1
+        return logits
+
+
+def test_a_student_that_diverges_is_not_blamed_on_a_teacher():
+    student = Classifier(mlp(0))
+    with torch.no_grad():
+        student.module[0].weight.fill_(math.nan)
+    trainer = fit(student, Distillation(mlp(1), KLDivergence(2.0)))
+    assert all(math.isnan(value) for value in logged(trainer, "loss/train/kd"))
+
+
+def wide(seed):
+    return nn.Sequential(*mlp(seed)[:-1], nn.Linear(8, 7).double())
+
+
+def test_other_classes_are_refused_with_both_shapes():
+    with pytest.raises(ValueError, match=r"teacher 0 \(Sequential\).*\(10, 7\).*\(10, 4\)"):
+        fit(Classifier(mlp(0)), Distillation(wide(1), KLDivergence()))
+
+
+def test_a_teacher_is_named_by_its_place():
+    teachers = [mlp(1), Teacher(wide(1), name="big")]
+    with pytest.raises(ValueError, match=r"teacher 1 \(big\)"):
+        fit(Classifier(mlp(0)), Distillation(teachers, KLDivergence()))
+
+
+@pytest.mark.parametrize(
+    "distance",
+    [lambda s, t: (s.detach() - t).square().mean(), lambda s, t: (t * t).mean()],
+    ids=["detached student", "student unused"],
+)
+def test_a_distance_without_a_gradient_path_is_refused(distance):
+    with pytest.raises(ValueError, match="kd_loss_fn .*gradient"):
+        fit(Classifier(mlp(0)), Distillation(mlp(1), distance))
+
+
+def test_a_distance_that_is_no_tensor_is_refused():
+    with pytest.raises(TypeError, match="kd_loss_fn must return a tensor, got float"):
+        fit(Classifier(mlp(0)), Distillation(mlp(1), lambda s, t: (s - t).square().mean().item()))
+
+
+SHARING = {
+    "the student itself": lambda student: student,
+    "the module that the student wraps": lambda student: student.module,
+    "one layer": lambda student: nn.Sequential(*mlp(1)[:-1], student.module[-1]),
+    "one parameter": lambda student: tied(student),
+    "a view of a parameter": lambda student: viewing(student),
+}
+
+
+def tied(student):
+    teacher = mlp(1)
+    teacher[0].weight = student.module[0].weight
+    return teacher
+
+
+def viewing(student):
+    teacher = mlp(1)
+    teacher[0].weight = nn.Parameter(student.module[0].weight.data)
+    return teacher
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_a_teacher_that_shares_parameters_with_the_student_is_refused(name):
+    student = Classifier(mlp(0))
+    with pytest.raises(ValueError, match=r"teacher 1 .*shares.*student"):
+        trainer_for(student, Distillation([mlp(2), SHARING[name](student)], KLDivergence()))
+    assert all(parameter.requires_grad for parameter in student.parameters())
+
+
+def test_a_teacher_in_the_optimizer_is_refused():
+    student, teacher = Classifier(mlp(0)), mlp(1)
+    optimizer = torch.optim.SGD([*student.parameters(), *teacher.parameters()], lr=0.1)
+    with pytest.raises(ValueError, match=r"teacher 0 .*optimizer"):
+        trainer_for(student, Distillation(teacher, KLDivergence()), optimizers=optimizer)
+
+
+def test_a_window_in_unlike_units_that_ends_before_it_starts_is_refused_when_fit_begins():
+    term = Distillation(mlp(1), KLDivergence(), start_dur="3ba", end_dur="1ep")
+    with pytest.raises(ValueError, match="start_dur .*3ba.* is later than end_dur .*1ep"):
+        fit(Classifier(mlp(0)), term, max_duration="4ep")
+
+
+@pytest.mark.parametrize("name", ["kd_loss_weight", "org_loss_weight"])
+@pytest.mark.parametrize("value", [-0.5, math.nan, math.inf])
+def test_a_schedule_that_leaves_its_range_is_refused_with_the_batch(name, value):
+    schedule = {name: lambda state: value if int(state.timestamp.batch) == 1 else 0.5}
+    with pytest.raises(ValueError, match=rf"{name} must be .* at batch 1"):
+        fit(Classifier(mlp(0)), Distillation(mlp(1), KLDivergence(), **schedule))
+
+
+def test_fit_goes_on_after_fit():
+    trainer = trainer_for(Classifier(mlp(0)), Distillation(mlp(1), KLDivergence()))
+    trainer.fit()
+    trainer.fit(duration="1ep")
+    trainer.close()
+    straight = fit(Classifier(mlp(0)), Distillation(mlp(1), KLDivergence()), max_duration="2ep")
+    assert_same(trainer.state.model, straight.state.model)
+    assert logged(trainer, "loss/train/kd") == logged(straight, "loss/train/kd")
+
+
+def test_an_algorithm_may_be_used_in_a_second_trainer():
+    term = Distillation(mlp(1), KLDivergence(), start_dur="1ba")
+    first, second = (fit(Classifier(mlp(0)), term, max_duration="2ep") for _ in range(2))
+    assert_same(first.state.model, second.state.model)
+    assert entries_of(first).keys() == entries_of(second).keys()
+
+
+def test_a_run_that_fails_in_the_middle_leaves_the_algorithm_usable():
+    class Once(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module, self.failed = mlp(1), False
+
+        def forward(self, inputs):
+            if not self.failed:
+                self.failed = True
+                raise RuntimeError("a passing trouble")
+            return self.module(inputs)
+
+    term = Distillation(Once(), KLDivergence())
+    with pytest.raises(RuntimeError, match="a passing trouble"):
+        fit(Classifier(mlp(0)), term)
+    again = fit(Classifier(mlp(0)), term)
+    expected = fit(Classifier(mlp(0)), Distillation(mlp(1), KLDivergence()))
+    assert_same(again.state.model, expected.state.model)

@@ -1,0 +1,71 @@
+import pytest
+
+from composer_distill import __version__, cli
+from composer_distill.demo import command
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Replace the training by a note of what it was asked for."""
+    made = []
+    monkeypatch.setattr(command, "run_demo", lambda *arguments: made.append(arguments))
+    return made
+
+
+def fail(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"composer-distill {__version__}\n"
+
+
+def test_no_command_is_an_error(capsys):
+    assert "COMMAND" in fail([], capsys)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5"])
+def test_seeds_must_be_a_positive_integer(text, capsys):
+    error = fail(["demo", "--seeds", text], capsys)
+    assert f"--seeds: needs an integer of at least 1, got '{text}'" in error
+
+
+def test_missing_packages_are_named_with_the_remedy(monkeypatch, tmp_path, capsys, calls):
+    gone = {"sklearn", "matplotlib"}
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name in gone else object())
+    error = fail(["demo", "--output", str(tmp_path / "new")], capsys)
+    assert "needs scikit-learn and matplotlib, not installed here" in error
+    assert "pip install 'composer-distill[demo]'" in error
+    assert calls == []
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["file", "file/inside"])
+def test_output_that_cannot_be_written_is_an_error_before_training(name, tmp_path, capsys, calls):
+    (tmp_path / "file").write_text("")
+    error = fail(["demo", "--output", str(tmp_path / name)], capsys)
+    assert f"--output needs a directory that can be written to, got {tmp_path / name}" in error
+    assert calls == []
+
+
+def test_the_demo_runs_in_the_full_setting_by_default(tmp_path, monkeypatch, calls):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["demo"]) == 0
+    [(settings, output)] = calls
+    assert not settings.smoke
+    assert str(output) == "composer-distill-demo"
+
+
+def test_arguments_reach_the_demo(tmp_path, calls):
+    assert cli.main(["demo", "--fast", "--seeds", "7", "--output", str(tmp_path / "a" / "b")]) == 0
+    [(settings, output)] = calls
+    assert settings.smoke
+    assert settings.seeds == 7
+    assert output == tmp_path / "a" / "b"
+    assert list(output.iterdir()) == []
