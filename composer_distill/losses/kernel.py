@@ -188,10 +188,13 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         gradient, scale, index = ctx.saved_tensors
-        weight = grad_outputs[0].detach() * ctx.factor
-        if scale is not None:
-            weight = weight * scale
-        gradient = scale_gradient(gradient, weight.unsqueeze(1))
+        weight = grad_outputs[0].detach()
+        if scale is None and weight.numel() and weight.stride(0) == 0:
+            # One weight for all rows, as after a mean: a scalar multiplies without a conversion.
+            gradient = scale_gradient(gradient, weight[0] * ctx.factor)
+        else:
+            weight = weight * ctx.factor if scale is None else weight * ctx.factor * scale
+            gradient = scale_gradient(gradient, weight.unsqueeze(1))
         if index is not None:
             whole = gradient.new_zeros(ctx.rows, gradient.shape[1])
             gradient = whole.index_copy_(0, index, gradient)
@@ -247,7 +250,9 @@ def _chunks(rows: int, classes: int, device: torch.device) -> list[tuple[int, in
 
 
 def _soften_chunk(logits: Tensor, dtype: torch.dtype, temperature: float) -> Softened:
-    scaled = logits.to(dtype).clamp(min=FLOOR)
+    # Not in place where the type is already right: that would change the caller's logits.
+    same = logits.dtype == dtype
+    scaled = logits.clamp(min=FLOOR) if same else logits.to(dtype).clamp_(min=FLOOR)
     if temperature != 1.0:
         scaled.mul_(1.0 / temperature)
     if scaled.numel() <= _SMALL_ENTRIES:

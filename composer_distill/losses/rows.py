@@ -174,6 +174,8 @@ def position_shape(logits: Tensor, dim: int) -> torch.Size:
 
 def as_rows(logits: Tensor, dim: int) -> Tensor:
     """Return ``logits`` as ``(rows, classes)``: a view where the layout allows one."""
+    if logits.ndim == 2 and dim in (-1, 1):
+        return logits
     return logits.movedim(dim, -1).reshape(-1, logits.shape[dim])
 
 
