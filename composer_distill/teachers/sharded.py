@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -147,7 +147,7 @@ def _read_piece(folder: Path, metadata: Metadata, index: MetadataIndex) -> Any:
     if not 0 <= info.offset <= info.offset + info.length <= file.stat().st_size:
         raise ValueError(f"its file {file.name} is truncated")
     with file.open("rb") as stream:
-        view = Window(stream, info.offset, info.length)
+        view = cast(IO[bytes], Window(stream, info.offset, info.length))
         check_archive(view)
         view.seek(0)
         return read_pickled(view)

@@ -232,9 +232,7 @@ def test_nothing_is_left_behind(zoo, trained, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "make", [lambda w: w.to_sparse(), lambda w: w.to("meta"), lambda w: w.to_mkldnn()]
-)
+@pytest.mark.parametrize("make", [lambda w: w.to_sparse(), lambda w: w.to("meta")])
 def test_tensors_that_are_not_dense(zoo, tmp_path, make):
     net = zoo.net()
     weights = net.state_dict()
