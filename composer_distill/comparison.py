@@ -79,13 +79,15 @@ class Comparison:
         Raises:
             ValueError: If their shape does not fit the student's.
         """
+        remedy = self._remedy(logits)
+        logits = cut_vocabulary(logits, self._vocab_size, owner, self._full_axis)
         at_kept = self.head_mask is not None and logits.ndim == 3
         if at_kept and logits.shape[:2] == (1, self.count):
-            logits = self._cut(logits, owner)[0]  # its head ran at the kept positions only
-            check_shapes(self.student, self._stand_in() if self.empty else logits, owner)
+            at_all = logits.new_empty(()).expand(*self._full.shape[:-1], logits.shape[-1])
+            check_shapes(self._full, at_all, owner, remedy)  # says what it would be elsewhere
+            logits = logits[0]
         else:
-            logits = self._cut(logits, owner)
-            check_shapes(self._full, logits, owner, self._remedy(logits))
+            check_shapes(self._full, logits, owner, remedy)
             if self._selects and self._kept is not None:
                 logits = select_positions(logits, self._kept, self._full_axis)
         return self._stand_in() if self._selects and self.empty else logits
@@ -104,14 +106,12 @@ class Comparison:
 
     def zero(self) -> Tensor:
         """Return 0 with a gradient path to the student, for a microbatch without positions."""
-        return self._full.flatten()[:0].sum()
-
-    def _cut(self, logits: Tensor, owner: str) -> Tensor:
-        return cut_vocabulary(logits, self._vocab_size, owner, self._full_axis)
+        return self._full[..., :0].sum()
 
     def _remedy(self, logits: Tensor) -> str | None:
-        theirs, ours = logits.shape[self._full_axis], self._full.shape[self._full_axis]
-        return None if self._hint is None or theirs == ours else self._hint(ours, theirs)
+        """Return what to do if the teacher's classes are not as many as the student's."""
+        ours, theirs = self._full.shape[self._full_axis], logits.shape[self._full_axis]
+        return None if self._hint is None else self._hint(ours, theirs)
 
     def _stand_in(self) -> Tensor:
         return self._full.new_zeros(1, self._full.shape[self._full_axis])
