@@ -2,6 +2,7 @@ import pytest
 
 from composer_distill import __version__, cli
 from composer_distill.demo import command
+from composer_distill.demo.settings import fast_settings, full_settings
 
 
 @pytest.fixture
@@ -24,6 +25,14 @@ def test_version(capsys):
         cli.main(["--version"])
     assert stopped.value.code == 0
     assert capsys.readouterr().out == f"composer-distill {__version__}\n"
+
+
+def test_help_names_the_default_seeds(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["demo", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    seeds, fast = full_settings().seeds, fast_settings().seeds
+    assert f"(default: {seeds}, with --fast {fast})" in text
 
 
 def test_no_command_is_an_error(capsys):

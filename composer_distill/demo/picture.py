@@ -21,23 +21,24 @@ from composer_distill.demo.summary import of_arm
 # Okabe and Ito's orange and blue, which the colour-blind tell apart; markers differ as well
 _STYLES = {ALONE: ("#D55E00", "s"), DISTILLED: ("#0072B2", "o")}
 _GREY = "#555555"
-_LEVELS = [0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0]
+_LEVELS = [0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0]
 
 
 def draw(result: Result, settings: Settings, path: Path) -> None:
     """Write the picture to ``path`` as a PNG."""
-    figure = Figure(figsize=(10, 3.6), dpi=130, layout="constrained")
+    figure = Figure(figsize=(10, 3.9), dpi=130, layout="constrained")
     nll, accuracy, few = figure.subplots(1, 3, width_ratios=(1, 1, 0.9))
     _curves(nll, result, "nll", 1)
     _curves(accuracy, result, "accuracy", 100)
     _log_scale(nll, result)
-    labels = of_arm(result.runs, TEACHER)[0].labels
-    nll.set_title(f"Test NLL in nats, {labels} labels", fontsize=10)
-    accuracy.set_title(f"Test accuracy in %, {labels} labels", fontsize=10)
-    nll.legend(frameon=False, fontsize=9)
+    nll.set_title("Test NLL in nats (lower is better)", fontsize=10)
+    accuracy.set_title("Test accuracy in %", fontsize=10)
+    handles, names = nll.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
     _bars(few, result)
+    labels = of_arm(result.runs, TEACHER)[0].labels
     title = (
-        f"Digits: a student alone, and distilled from a teacher ({settings.seeds} seeds and mean)"
+        f"Digits, {labels} labels: a student alone, and distilled ({settings.seeds} seeds and mean)"
     )
     figure.suptitle(f"Smoke setting, no result. {title}" if settings.smoke else title, fontsize=11)
     figure.savefig(path)
@@ -83,11 +84,11 @@ def _bars(axes: Axes, result: Result) -> None:
     for each in zip(*heights, strict=True):
         axes.plot((0, 1), each, color="black", marker=".", markersize=6, linewidth=0.6)
     few, many = pair[0][0].labels, of_arm(result.runs, TEACHER)[0].labels
-    axes.set_xticks(
-        [0, 1], labels=[f"alone,\n{few} labels", f"distilled, no labels,\n{many} images"]
-    )
+    names = [f"alone,\n{few} labels", f"distilled, no labels,\n{many} images"]
+    axes.set_xticks([0, 1], labels=names, fontsize=9)
+    axes.set_xlim(-0.55, 1.55)
     axes.set_ylim(0, 100)
-    axes.set_title("Test accuracy in %, few labels", fontsize=10)
+    axes.set_title("Test accuracy in % with few labels", fontsize=10)
     _tidy(axes)
 
 

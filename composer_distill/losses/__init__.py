@@ -1,6 +1,80 @@
 """Distillation losses: modules over pure functions, usable with or without Composer."""
 
+from composer_distill.losses.adaptive_kl_divergence import (
+    AdaptiveKLDivergence,
+    adaptive_kl_divergence,
+)
+from composer_distill.losses.alpha_beta_divergence import (
+    AlphaBetaDivergence,
+    alpha_beta_divergence,
+)
 from composer_distill.losses.base import DistillationLoss, WeightedSum
+from composer_distill.losses.cosine_embedding import CosineEmbedding, cosine_embedding
+from composer_distill.losses.decoupled_kd import DecoupledKD, decoupled_kd
+from composer_distill.losses.dist import DIST, dist
+from composer_distill.losses.fused_linear_kl import FusedLinearKL, fused_linear_kl
+from composer_distill.losses.hard_label import HardLabel, hard_label
+from composer_distill.losses.ikl import IKL, ikl
+from composer_distill.losses.jensen_shannon import (
+    JensenShannonDivergence,
+    jensen_shannon_divergence,
+)
 from composer_distill.losses.kl_divergence import KLDivergence, kl_divergence
+from composer_distill.losses.logit_mse import LogitMSE, logit_mse
+from composer_distill.losses.normalized_kd import NormalizedKD, normalized_kd
+from composer_distill.losses.reverse_kl_divergence import (
+    ReverseKLDivergence,
+    reverse_kl_divergence,
+)
+from composer_distill.losses.reverse_skew_kl_divergence import (
+    ReverseSkewKLDivergence,
+    reverse_skew_kl_divergence,
+)
+from composer_distill.losses.skew_kl_divergence import SkewKLDivergence, skew_kl_divergence
+from composer_distill.losses.soft_cross_entropy import SoftCrossEntropy, soft_cross_entropy
+from composer_distill.losses.standardized_logits import StandardizedLogits, standardize
+from composer_distill.losses.top_k_kl import TopKKL, top_k_kl
+from composer_distill.losses.total_variation import TotalVariation, total_variation
 
-__all__ = ["DistillationLoss", "KLDivergence", "WeightedSum", "kl_divergence"]
+__all__ = [
+    "DIST",
+    "IKL",
+    "AdaptiveKLDivergence",
+    "AlphaBetaDivergence",
+    "CosineEmbedding",
+    "DecoupledKD",
+    "DistillationLoss",
+    "FusedLinearKL",
+    "HardLabel",
+    "JensenShannonDivergence",
+    "KLDivergence",
+    "LogitMSE",
+    "NormalizedKD",
+    "ReverseKLDivergence",
+    "ReverseSkewKLDivergence",
+    "SkewKLDivergence",
+    "SoftCrossEntropy",
+    "StandardizedLogits",
+    "TopKKL",
+    "TotalVariation",
+    "WeightedSum",
+    "adaptive_kl_divergence",
+    "alpha_beta_divergence",
+    "cosine_embedding",
+    "decoupled_kd",
+    "dist",
+    "fused_linear_kl",
+    "hard_label",
+    "ikl",
+    "jensen_shannon_divergence",
+    "kl_divergence",
+    "logit_mse",
+    "normalized_kd",
+    "reverse_kl_divergence",
+    "reverse_skew_kl_divergence",
+    "skew_kl_divergence",
+    "soft_cross_entropy",
+    "standardize",
+    "top_k_kl",
+    "total_variation",
+]

@@ -19,6 +19,10 @@ Schedule = Callable[[Any], float]
 """From the state of a run (Composer's ``State``, or any object) to the value for this batch."""
 
 
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
 class DistillationLoss(nn.Module):
     """A distance of a student's logits from a teacher's, to be minimised.
 
@@ -32,14 +36,21 @@ class DistillationLoss(nn.Module):
     ``loss.temperature`` is the schedule itself and calling the loss is an error.
 
     Attributes:
+        name: The class's name in snake case, such as ``kl_divergence``, unless it sets another.
         needs_labels: Whether the loss must be called with ``labels``.
         dim: The class axis.
         reduction: How positions become a scalar.
     """
 
+    name: str = "distillation_loss"
     needs_labels: bool = False
     dim: int
     reduction: Reduction
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            cls.name = _snake_case(cls.__name__)
 
     def __init__(self, dim: int = -1, reduction: str = "mean") -> None:
         super().__init__()
@@ -93,12 +104,6 @@ class DistillationLoss(nn.Module):
     ) -> Tensor:
         """Return the value of a loss that has one part."""
         raise NotImplementedError(f"{type(self).__name__} must implement compute or parts.")
-
-    @property
-    def name(self) -> str:
-        """The class's name in snake case, such as ``kl_divergence``."""
-        words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__)
-        return words.lower()
 
     def resolve(self, state: Any) -> None:
         """Set every scheduled value of this loss, and of the losses in it, for this batch.

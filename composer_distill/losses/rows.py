@@ -141,7 +141,7 @@ def check_inputs(student: Any, teacher: Any, mask: Any, dim: int) -> None:
             f"{teacher.device}. Move the teacher to the student's device."
         )
     if mask is not None:
-        _check_per_position("mask", mask, student, dim)
+        check_per_position("mask", mask, student, dim)
         if mask.dtype != torch.bool:
             raise TypeError(
                 f"mask must be boolean, true where a position counts, got {mask.dtype}. "
@@ -149,7 +149,8 @@ def check_inputs(student: Any, teacher: Any, mask: Any, dim: int) -> None:
             )
 
 
-def _check_per_position(name: str, value: Any, student: Tensor, dim: int) -> None:
+def check_per_position(name: str, value: Any, student: Tensor, dim: int) -> None:
+    """Raise unless ``value`` is a tensor with one entry for each position of ``student``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {value!r}. Give one value a position.")
     needed = position_shape(student, dim)
@@ -165,21 +166,6 @@ def _check_per_position(name: str, value: Any, student: Tensor, dim: int) -> Non
         )
 
 
-def check_labels(labels: Any, student: Tensor, dim: int) -> None:
-    """Raise unless ``labels`` has one integer class for each position of ``student``."""
-    if labels is None:
-        raise ValueError(
-            "labels are needed by this loss, got None. Call it with labels=, or use a loss that "
-            "needs none, such as KLDivergence."
-        )
-    _check_per_position("labels", labels, student, dim)
-    if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
-        raise TypeError(
-            f"labels must be integer classes, got {labels.dtype}. Soft labels are not supported: "
-            "give the index of the class."
-        )
-
-
 def position_shape(logits: Tensor, dim: int) -> torch.Size:
     """Return the shape of ``logits`` without its class axis."""
     axis = dim % logits.ndim
@@ -188,6 +174,8 @@ def position_shape(logits: Tensor, dim: int) -> torch.Size:
 
 def as_rows(logits: Tensor, dim: int) -> Tensor:
     """Return ``logits`` as ``(rows, classes)``: a view where the layout allows one."""
+    if logits.ndim == 2 and dim in (-1, 1):
+        return logits
     return logits.movedim(dim, -1).reshape(-1, logits.shape[dim])
 
 
@@ -262,12 +250,6 @@ def restore_layout(terms: Tensor, keep: Tensor | None, like: Tensor, dim: int) -
         terms = torch.where(keep.unsqueeze(1), terms, 0.0)
     moved = (*position_shape(like, dim), like.shape[dim])
     return terms.reshape(moved).movedim(-1, dim)
-
-
-def log_probabilities(logits: Tensor, temperature: float) -> Tensor:
-    """Return ``log_softmax(logits / temperature)`` over the last axis, finite everywhere."""
-    scaled = logits if temperature == 1.0 else logits * (1.0 / temperature)
-    return scaled.clamp(min=FLOOR).log_softmax(-1)
 
 
 def sum_of_terms(

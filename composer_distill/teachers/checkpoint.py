@@ -58,7 +58,7 @@ def load_weights(
         ...
         ValueError: the expert: ... does not fit the model: 1 of the model's 2 weights are in it...
     """
-    with _named(name, source), open_source(source, ema=ema) as contents:
+    with named_errors(name, source), open_source(source, ema=ema) as contents:
         match = _fit(model, contents, strict=strict)
         unfilled = _meta_left(model, match)
         if unfilled:
@@ -84,7 +84,7 @@ def open_source(source: str | Path, *, ema: bool | None = None) -> Iterator[Cont
 
 
 @contextmanager
-def _named(name: str, source: str | Path) -> Iterator[None]:
+def named_errors(name: str, source: str | Path) -> Iterator[None]:
     """Say in every error which teacher and which file it is about."""
     try:
         yield

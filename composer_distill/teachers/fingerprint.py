@@ -1,6 +1,7 @@
 """What a model is, in a few letters."""
 
 import hashlib
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ def fingerprint(model: nn.Module) -> str:
     """Twelve letters that tell one model's weights from another's.
 
     Made of each weight's name, shape and 64 of its values at most, evenly spread: cheap on large
-    models, equal on every device and in every process. Another type (bfloat16) gives others.
+    models, equal on every device and in every process, for a model and for the bare module that it
+    wraps. Another type (bfloat16) gives other letters.
 
     Args:
         model: The model.
@@ -25,14 +27,33 @@ def fingerprint(model: nn.Module) -> str:
         >>> len(one), one == fingerprint(layer)
         (12, False)
     """
-    digest = hashlib.sha256()
     state = model.state_dict()
-    for name in sorted(state):
-        if isinstance(state[name], Tensor):
-            # The name that torch.compile adds says nothing of the weights.
-            digest.update(f"{name.replace('_orig_mod.', '')} {tuple(state[name].shape)}".encode())
-            digest.update(_sample(state[name]))
+    names = [name for name, value in state.items() if isinstance(value, Tensor)]
+    return fingerprint_of(names, state.__getitem__)
+
+
+def fingerprint_of(names: Iterable[str], read: Callable[[str], Tensor]) -> str:
+    """The fingerprint of weights that are read by name.
+
+    Args:
+        names: The weights' names.
+        read: Gives the weight of a name.
+    """
+    digest = hashlib.sha256()
+    for plain, name in sorted(_plain_names(list(names)).items()):
+        weight = read(name)
+        digest.update(f"{plain} {tuple(weight.shape)}".encode())
+        digest.update(_sample(weight))
     return digest.hexdigest()[:12]
+
+
+def _plain_names(names: list[str]) -> dict[str, str]:
+    """Names without what a wrapper put before all of them, or torch.compile within them."""
+    plain = {name.replace("_orig_mod.", ""): name for name in names}
+    for prefix in ("module.", "model."):
+        if plain and all(name.startswith(prefix) for name in plain):
+            return {short.removeprefix(prefix): name for short, name in plain.items()}
+    return plain
 
 
 def _sample(weight: Tensor) -> bytes:

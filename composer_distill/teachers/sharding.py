@@ -1,7 +1,8 @@
 """Teachers cut into shards over the ranks, as Composer cuts the student."""
 
 import warnings
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from composer.core import State
@@ -9,6 +10,7 @@ from composer.models import ComposerModel
 from composer.utils import FSDP2Config, FSDPConfig
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp.wrap import CustomPolicy
 
 Sharding = Literal["auto", "replicated", "sharded"]
 
@@ -67,10 +69,7 @@ def shard(model: nn.Module, state: State) -> None:
 
         prepare_fsdp_module(model, None, student, state.precision, state.device, False)
         return
-    from composer.distributed.fsdp2_utils import (
-        generate_composer_model_policy,
-        generate_default_policy,
-    )
+    from composer.distributed.fsdp2_utils import generate_composer_model_policy
     from composer.distributed.prepare_distributed import parallelize_model
 
     with warnings.catch_warnings():
@@ -82,8 +81,17 @@ def shard(model: nn.Module, state: State) -> None:
     if isinstance(model, ComposerModel):
         policy = generate_composer_model_policy(model)
     else:
-        policy = generate_default_policy(model)
+        policy = CustomPolicy(partial(_wraps, model))
     parallelize_model(model, config, precision=state.precision, fsdp_wrap_policy=policy)
+
+
+def _wraps(whole: nn.Module, module: nn.Module) -> bool | dict[str, Any]:
+    """Return whether a module of a plain teacher is a unit of sharding: the whole always is.
+
+    Composer's own default for plain modules would leave out the whole.
+    """
+    wraps = getattr(whole, "fsdp_wrap_fn", None)
+    return module is whole or (wraps(module) if callable(wraps) else False)  # pyright: ignore[reportReturnType]
 
 
 def reshard(model: nn.Module) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from composer_distill.teachers.checkpoint import load_weights
 from composer_distill.teachers.fingerprint import fingerprint
+from composer_distill.teachers.huggingface import build_from_composer, build_pretrained
 from composer_distill.teachers.placement import on_device, pin
 from composer_distill.teachers.splitting import map_tensors, shallow_copy, split
 from composer_distill.teachers.streams import untouched_streams
@@ -92,6 +93,41 @@ class Teacher:
             with untouched_streams():
                 load_weights(model, checkpoint, name=self.label, strict=strict, ema=ema)
             log.info("%s is %r", self.label, self)
+
+    @classmethod
+    def from_pretrained(cls, folder_or_name: str | Path, **options: Any) -> "Teacher":
+        """Build a teacher from a Hugging Face folder or name, with the weights that it holds.
+
+        Args:
+            folder_or_name: What ``save_pretrained`` wrote, or a name on the hub.
+            **options: The options of a Teacher, without ``checkpoint`` and ``ema``.
+
+        Raises:
+            FileNotFoundError: If there is no such folder.
+            ValueError: If it does not tell which class of transformers it is, or lacks weights.
+        """
+        _refuse(options, ("checkpoint", "ema"), "from_pretrained")
+        strict = options.get("strict", True)
+        teacher = cls(build_pretrained(folder_or_name, strict=strict), **options)
+        teacher.checkpoint = folder_or_name
+        log.info("%s is %r", teacher.label, teacher)
+        return teacher
+
+    @classmethod
+    def from_composer_checkpoint(cls, path: str | Path, **options: Any) -> "Teacher":
+        """Build the ``HuggingFaceModel`` of a Composer checkpoint, with the checkpoint's weights.
+
+        Args:
+            path: The checkpoint: a path, or the URI of an object store.
+            **options: The options of a Teacher, without ``checkpoint``.
+
+        Raises:
+            FileNotFoundError: If there is nothing at ``path``.
+            ValueError: If it stores no configuration of a class of transformers, or is refused.
+        """
+        _refuse(options, ("checkpoint",), "from_composer_checkpoint")
+        name = options.get("name") or f"teacher ({Path(path).name})"
+        return cls(build_from_composer(path, name=name), checkpoint=path, **options)
 
     @property
     def label(self) -> str:
@@ -189,6 +225,12 @@ class Teacher:
                 yield
         else:
             yield
+
+
+def _refuse(options: dict[str, Any], arguments: tuple[str, ...], method: str) -> None:
+    given = [argument for argument in arguments if argument in options]
+    if given:
+        raise TypeError(f"Teacher.{method} takes no {given[0]}: its source is its first argument")
 
 
 def _checked_weight(weight: float, label: str) -> float:

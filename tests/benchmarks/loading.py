@@ -1,12 +1,11 @@
 """How much memory it takes to load a teacher, as a multiple of the teacher's size.
 
-Run ``python tests/benchmarks/loading.py [megabytes]`` on Linux. Each case is a process of its own,
-whose peak is read from the kernel's own account of it; what the process held before the load
-(the libraries; with a built model also that model, every page of it) is taken off.
+Run ``python tests/benchmarks/loading.py [megabytes]`` on Linux. The peak of each load is the
+kernel's own account of this process, files mapped into it included; what it held just before the
+load (the libraries; with a built model also that model, every page of it) is taken off.
 """
 
 import resource
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -50,46 +49,35 @@ def resident() -> int:
     return pages * resource.getpagesize()
 
 
-def measure(path: str, device: str, megabytes: int) -> None:
-    torch.set_num_threads(1)
-    load_weights(nn.Linear(1, 1), write_small())  # what the first load sets up is no one's weights
+def measure(path: Path, device: str, megabytes: int) -> float:
+    """Peak of one load above what was held before it, as a multiple of the model."""
     with torch.device(device):
         model = build(megabytes)
     before = resident()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak counts from here
     load_weights(model, path)
     status = Path("/proc/self/status").read_text()
     peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-    print((peak * 1024 - before) / size_of(model))
-
-
-def write_small() -> Path:
-    path = Path(tempfile.mkdtemp()) / "small.pt"
-    torch.save(nn.Linear(1, 1).state_dict(), path)
-    return path
+    return (peak * 1024 - before) / size_of(model)
 
 
 def main(megabytes: int = 1024) -> float:
     """Print the table and give its largest ratio."""
+    torch.set_num_threads(1)
     ratios = []
-    with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), megabytes)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write(folder, megabytes)
         print(f"a teacher of {megabytes} MB; peak memory of its load, in teachers")
         for source in SOURCES:
             for device in ("cpu", "meta"):
-                path = str(Path(folder, source))
-                command = [sys.executable, __file__, path, device, str(megabytes)]
-                result = subprocess.run(command, capture_output=True, text=True, check=True)
-                ratios.append(float(result.stdout))
+                ratios.append(measure(folder / source, device, megabytes))
                 what = "beyond the built model" if device == "cpu" else "in all, built on meta"
                 print(f"{source:20} {ratios[-1]:5.2f}  {what}", flush=True)
     return max(ratios)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 4:
-        measure(sys.argv[1], sys.argv[2], int(sys.argv[3]))
-    else:
-        largest = main(*map(int, sys.argv[1:]))
-        print(f"largest: {largest:.2f}; the bar is 1.10")
-        sys.exit(largest > 1.1)
+    largest = main(*map(int, sys.argv[1:]))
+    print(f"largest: {largest:.2f}; the bar is 1.10")
+    sys.exit(largest > 1.1)

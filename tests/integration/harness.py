@@ -119,6 +119,7 @@ def trainer_for(
     **kwargs: Any,
 ) -> Trainer:
     """Return a quiet Trainer with a ``Log``: plain SGD, the same seed every time."""
+    kwargs.setdefault("device", "cpu")
     kwargs.setdefault("optimizers", torch.optim.SGD(student.parameters(), lr=lr))
     return Trainer(
         model=student,

@@ -12,12 +12,14 @@ from integration.harness import (
     assert_same,
     entries_of,
     fit,
+    forward_kl,
     loader,
     logged,
     mlp,
     trainer_for,
 )
 from torch import nn
+from torch.nn import functional as F
 
 from composer_distill import Distillation, KLDivergence, Teacher
 
@@ -135,6 +137,31 @@ class Broken(nn.Module):
             logits[1, 2] = self.bad
         self.calls += 1
         return logits
+
+
+def test_a_teacher_that_answers_no_numbers_may_be_skipped():
+    broken = Broken(mlp(1), math.nan, batch=1)
+    student = Classifier(mlp(0))
+    term = Distillation(broken, KLDivergence(2.0), 0.7, 0.3, on_nonfinite="skip")
+    trainer = fit(student, term, max_duration="2ep", device_train_microbatch_size=5)
+    assert logged(trainer, "distillation/skipped") == pytest.approx([0.0, 0.5, 0.0, 0.0])
+    assert all(math.isfinite(value) for value in logged(trainer, "loss/train/kd"))
+    assert all(parameter.isfinite().all() for parameter in student.parameters())
+
+
+def test_a_skipped_microbatch_trains_on_the_students_own_loss_alone():
+    student = Classifier(mlp(0))
+    inputs, targets = next(iter(loader()))
+    model, teacher = mlp(0), mlp(1)
+    logits = model(inputs)
+    kd = forward_kl(2.0)(logits[5:], teacher(inputs[5:]).detach())
+    loss = 0.3 * F.cross_entropy(logits, targets) + 0.7 * 0.5 * kd
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+    spy = Spy(Event.AFTER_TRAIN_BATCH, lambda _: [p.grad.clone() for p in student.parameters()])
+    broken = Broken(mlp(1), math.nan, batch=0)
+    term = Distillation(broken, KLDivergence(2.0), 0.7, 0.3, on_nonfinite="skip")
+    fit(student, term, max_duration="1ba", device_train_microbatch_size=5, callbacks=spy)
+    torch.testing.assert_close(spy.seen[0], list(expected), rtol=1e-6, atol=1e-9)
 
 
 def test_a_student_that_diverges_is_not_blamed_on_a_teacher():

@@ -1,0 +1,148 @@
+"""Adaptive Kullback-Leibler divergence (arXiv 2404.02657)."""
+
+# torch.compile cannot trace the definition of a function whose annotations are a union.
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from composer_distill.losses.base import DistillationLoss, Schedule
+from composer_distill.losses.kernel import (
+    Formula,
+    Softened,
+    divergence,
+    log_ratio,
+    through_softmax,
+)
+from composer_distill.losses.rows import check_number, check_temperature
+
+
+def _formula(mu: float) -> Formula:
+    mu = _check(mu)
+
+    def terms(student: Softened, teacher: Softened) -> Tensor:
+        head = _head_share(student.probs, teacher.probs, mu)
+        ratio = log_ratio(student, teacher)
+        return (head * teacher.probs - (1.0 - head) * student.probs) * ratio
+
+    def rows(student: Softened, teacher: Softened, wanted: bool) -> tuple[Tensor, Tensor | None]:
+        head = _head_share(student.probs, teacher.probs, mu)
+        ratio = log_ratio(student, teacher)
+        forward = torch.linalg.vecdot(teacher.probs, ratio)
+        gradient, reverse = through_softmax(ratio.neg_(), student.probs)
+        share = head.squeeze(-1)
+        values = share * forward + (1.0 - share) * reverse
+        if not wanted:
+            return values, None
+        forward_gradient = student.probs.sub_(teacher.probs).mul_(head)
+        return values, gradient.mul_(1.0 - head).add_(forward_gradient)
+
+    return Formula(terms, rows)
+
+
+def _head_share(q: Tensor, p: Tensor, mu: float) -> Tensor:
+    """Return the share ``(N, 1)`` of the forward KL, a constant to the gradient."""
+    p, q = p.detach(), q.detach()
+    gap = (p - q).abs()
+    descending, order = p.sort(-1, descending=True)
+    # The mask belongs to the sorted classes: sort the gaps alike before masking.
+    in_head = descending.cumsum(-1) <= mu
+    of_head = torch.where(in_head, gap.gather(-1, order), 0.0).sum(-1, keepdim=True)
+    total = gap.sum(-1, keepdim=True)
+    return of_head / total.clamp(min=torch.finfo(p.dtype).tiny)
+
+
+def _check(mu: float) -> float:
+    remedy = "The paper uses 0.5."
+    number = check_number("mu", mu, remedy=remedy)
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"mu must be from 0 to 1, got {mu!r}. {remedy}")
+    return number
+
+
+def adaptive_kl_divergence(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None = None,
+    *,
+    mu: float = 0.5,
+    temperature: float = 1.0,
+    dim: int = -1,
+    reduction: str = "mean",
+) -> Tensor:
+    """Return ``T^2 (w KL(p || q) + (1 - w) KL(q || p))``, w the head's share of the gap.
+
+    See :class:`AdaptiveKLDivergence`.
+    """
+    return divergence(
+        _formula(mu),
+        student,
+        teacher,
+        mask,
+        temperature=temperature,
+        dim=dim,
+        reduction=reduction,
+    )
+
+
+class AdaptiveKLDivergence(DistillationLoss):
+    """Adaptive KL: forward and reverse KL, weighted by where student and teacher differ.
+
+    ``T^2 * (w KL(p || q) + (1 - w) KL(q || p))`` in nats, with ``w = g_head / (g_head + g_tail)``
+    and ``g`` the sum of ``|p - q|`` over a set of classes. The head is those most likely to the
+    teacher, as long as their probabilities add up to no more than mu. The weight is a constant to
+    the gradient. Where the teacher's first class alone exceeds mu the head is empty and the loss
+    is the reverse KL.
+
+    Args:
+        mu: The teacher's probability that bounds the head, from 0 to 1.
+        temperature: T, a number or a schedule. The value is multiplied by T^2.
+        dim: The class axis.
+        reduction: ``'mean'`` over positions, ``'batchmean'``, ``'sum'``, or ``'none'``: the terms.
+
+    Shape:
+        - student, teacher: ``(..., C)``, or the class axis at ``dim``.
+        - mask: ``(...)``, boolean; positions that are false do not count.
+        - output: a scalar; for ``'none'`` the shape of the inputs.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If mu is not from 0 to 1, or shapes do not fit.
+
+    Reference:
+        Wu et al., Rethinking Kullback-Leibler Divergence in Knowledge Distillation for LLMs,
+        arXiv 2404.02657.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 2.0]]).log1p()
+        >>> AdaptiveKLDivergence(mu=0.5)(student, teacher)  # the head is empty: the reverse KL
+        tensor(0.1438)
+    """
+
+    temperature: float | Schedule
+
+    def __init__(
+        self,
+        mu: float = 0.5,
+        temperature: float | Schedule = 1.0,
+        dim: int = -1,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(dim, reduction)
+        self.mu = _check(mu)
+        self._number_or_schedule("temperature", temperature)
+
+    def compute(
+        self, student: Tensor, teacher: Tensor, mask: Tensor | None, labels: Tensor | None
+    ) -> Tensor:
+        """Return the loss."""
+        return adaptive_kl_divergence(
+            student,
+            teacher,
+            mask,
+            mu=self.mu,
+            temperature=check_temperature(self.temperature),
+            dim=self.dim,
+            reduction=self.reduction,
+        )

@@ -1,0 +1,103 @@
+"""The target class and the others: what the losses that need labels share."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from composer_distill.losses.rows import (
+    FLOOR,
+    Rows,
+    check_dim,
+    check_inputs,
+    check_per_position,
+    select_rows,
+)
+
+# The label of a position that does not count, in torch and in Hugging Face Transformers.
+IGNORED = -100
+
+
+class TargetAndOthers(NamedTuple):
+    """Log-probabilities ``(N,)`` of the target and of all others, and ``(N, C)`` among the others.
+
+    ``among_others`` are the others' own distribution: they add up to one without the target.
+    """
+
+    target: Tensor
+    others: Tensor
+    among_others: Tensor
+
+
+def labelled_rows(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None,
+    labels: Tensor | None,
+    dim: int,
+    whole: bool,
+) -> tuple[Rows, Tensor]:
+    """Check the arguments of a loss with labels, and lay them out as rows.
+
+    Returns:
+        The rows and their labels. Positions labelled -100 do not count.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If shapes do not fit, labels are missing, or a label is no class.
+    """
+    check_inputs(student, teacher, mask, check_dim(dim))
+    checked = check_labels(labels, student, dim)
+    mask = without_ignored(mask, checked)
+    rows = select_rows(student, teacher, mask, dim, labels=checked, whole=whole)
+    assigned = checked if rows.labels is None else rows.labels
+    # On a GPU the look at the values would wait for it; there the gather itself fails.
+    if assigned.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_range(assigned, student.shape[dim])
+    return rows, assigned
+
+
+def check_labels(labels: Any, student: Tensor, dim: int) -> Tensor:
+    """Return ``labels``; raise unless it has one integer for each position of ``student``."""
+    if labels is None:
+        raise ValueError(
+            "labels are needed by this loss, got None. Call it with labels=, or use a loss that "
+            "needs none, such as KLDivergence."
+        )
+    check_per_position("labels", labels, student, dim)
+    if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise TypeError(
+            f"labels must be integer classes, got {labels.dtype}. Soft labels are not supported: "
+            "give the index of the class."
+        )
+    return labels
+
+
+def without_ignored(mask: Tensor | None, labels: Tensor | None) -> Tensor | None:
+    """Return the mask of the positions that count: those labelled -100 never do."""
+    if labels is None:
+        return mask
+    labelled = labels != IGNORED
+    return labelled if mask is None else mask & labelled
+
+
+def _check_range(labels: Tensor, classes: int) -> None:
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if wrong.numel():
+        raise ValueError(
+            f"labels must be classes from 0 to {classes - 1}, got {int(wrong[0])}. "
+            "Label positions that do not count with -100."
+        )
+
+
+def split(logits: Tensor, labels: Tensor, temperature: float) -> TargetAndOthers:
+    """Split the softmax of rows of logits at their labels, in log space throughout."""
+    logits = logits.clamp(min=FLOOR) / temperature
+    column = labels.unsqueeze(1)
+    others = logits.scatter(1, column, FLOOR)
+    of_all, of_others = logits.logsumexp(1), others.logsumexp(1)
+    return TargetAndOthers(
+        target=logits.gather(1, column).squeeze(1) - of_all,
+        others=of_others - of_all,
+        among_others=others - of_others.unsqueeze(1),
+    )

@@ -1,0 +1,109 @@
+"""Reverse Kullback-Leibler divergence of softened distributions (arXiv 2306.08543)."""
+
+import torch
+from torch import Tensor
+
+from composer_distill.losses.base import DistillationLoss, Schedule
+from composer_distill.losses.kernel import (
+    Formula,
+    Softened,
+    divergence,
+    log_ratio,
+    through_softmax,
+)
+from composer_distill.losses.rows import check_temperature
+
+
+def _terms(student: Softened, teacher: Softened) -> Tensor:
+    return -student.probs * log_ratio(student, teacher)
+
+
+def _rows(student: Softened, teacher: Softened, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    log_ratio_of_student = log_ratio(student, teacher).neg_()
+    if not wanted:
+        return torch.linalg.vecdot(student.probs, log_ratio_of_student), None
+    gradient, values = through_softmax(log_ratio_of_student, student.probs)
+    return values, gradient
+
+
+REVERSE_KL = Formula(_terms, _rows)
+
+
+def reverse_kl_divergence(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    dim: int = -1,
+    reduction: str = "mean",
+) -> Tensor:
+    """Return ``T^2 KL(q || p)`` of the softened student and teacher.
+
+    See :class:`ReverseKLDivergence`.
+    """
+    return divergence(
+        REVERSE_KL,
+        student,
+        teacher,
+        mask,
+        temperature=temperature,
+        dim=dim,
+        reduction=reduction,
+    )
+
+
+class ReverseKLDivergence(DistillationLoss):
+    """Reverse KL: from the student's softened distribution ``q`` to the teacher's ``p``.
+
+    ``T^2 * sum_c q_c (log q_c - log p_c)`` in nats. It asks the student to avoid what the teacher
+    finds unlikely, not to cover all that the teacher finds likely: use it on the student's own
+    samples or to fine-tune. Trained from scratch with it a language model ends far behind.
+
+    Args:
+        temperature: T, a number or a schedule. The value is multiplied by T^2.
+        dim: The class axis.
+        reduction: ``'mean'`` over positions, ``'batchmean'``, ``'sum'``, or ``'none'``: the terms.
+
+    Shape:
+        - student, teacher: ``(..., C)``, or the class axis at ``dim``.
+        - mask: ``(...)``, boolean; positions that are false do not count.
+        - output: a scalar; for ``'none'`` the shape of the inputs.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If the temperature is not positive and finite, or shapes do not fit.
+
+    Reference:
+        Gu et al., MiniLLM, arXiv 2306.08543.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 2.0]]).log1p()
+        >>> ReverseKLDivergence()(student, teacher)
+        tensor(0.1438)
+    """
+
+    temperature: float | Schedule
+
+    def __init__(
+        self,
+        temperature: float | Schedule = 1.0,
+        dim: int = -1,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(dim, reduction)
+        self._number_or_schedule("temperature", temperature)
+
+    def compute(
+        self, student: Tensor, teacher: Tensor, mask: Tensor | None, labels: Tensor | None
+    ) -> Tensor:
+        """Return the loss."""
+        return reverse_kl_divergence(
+            student,
+            teacher,
+            mask,
+            temperature=check_temperature(self.temperature),
+            dim=self.dim,
+            reduction=self.reduction,
+        )

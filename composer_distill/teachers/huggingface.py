@@ -1,0 +1,156 @@
+"""Hugging Face models, built and filled from a folder, a name, or a Composer checkpoint."""
+
+import importlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from composer_distill.teachers.checkpoint import named_errors, open_source
+from composer_distill.teachers.streams import untouched_streams
+
+if TYPE_CHECKING:
+    from transformers.configuration_utils import PretrainedConfig
+    from transformers.modeling_utils import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+
+def build_pretrained(folder_or_name: str | Path, *, strict: bool = True) -> "PreTrainedModel":
+    """Build the model of a Hugging Face folder or name, of the class that it was saved from.
+
+    transformers reads the weights, as plain data; code that comes with a model is never run.
+
+    Args:
+        folder_or_name: A local folder, or a name on the hub.
+        strict: Whether every weight of the model must be there. Weights that the model has no use
+            for are only logged: published files often hold another task's head.
+
+    Raises:
+        ImportError: If transformers is not installed.
+        ValueError: If the folder does not tell a class, the class is not one of transformers', or
+            weights are missing or of another shape.
+    """
+    transformers = _transformers()
+    where = _folder_or_name(folder_or_name)
+    if Path(where).is_dir():
+        with named_errors("from_pretrained", where), open_source(where):
+            pass  # only to say it in our words, before transformers does, if it is not to be read
+    with untouched_streams():
+        config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
+        model_class = _own_class(transformers, config, where)
+        model, info = model_class.from_pretrained(
+            where,
+            config=config,
+            trust_remote_code=False,
+            weights_only=True,
+            output_loading_info=True,
+        )
+    wrong = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
+    if wrong and strict:
+        raise ValueError(
+            f"{where} lacks {len(wrong)} weights of a {model_class.__name__}, or has them in "
+            f"another shape ({', '.join(sorted(wrong)[:4])}); name the folder of a complete model"
+        )
+    if info["unexpected_keys"]:
+        log.info("%s: %d weights are not used", where, len(info["unexpected_keys"]))
+    return model
+
+
+def build_from_composer(source: str | Path, *, name: str) -> nn.Module:
+    """Build the ``HuggingFaceModel`` whose configuration a Composer checkpoint stores.
+
+    Its weights are not loaded here. Nothing is written anywhere, and only classes of the
+    transformers library are looked up: a checkpoint cannot name other code to run.
+
+    Args:
+        source: The checkpoint.
+        name: What errors call the teacher.
+
+    Raises:
+        ImportError: If transformers is not installed.
+        ValueError: If the checkpoint stores no configuration, or one of a class that is not
+            transformers' own.
+    """
+    transformers = _transformers()
+    from composer.models import HuggingFaceModel
+
+    with named_errors(name, source), open_source(source) as contents:
+        entry = _stored_model(contents.stored)
+        path, settings = str(entry.get("class")), dict(entry.get("content") or {})
+        model_class = _transformers_class(transformers, path)
+        config = _config(model_class, settings)
+        with untouched_streams():
+            return HuggingFaceModel(model_class(config))
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(
+            "Hugging Face models need transformers: pip install 'composer-distill[nlp]'"
+        ) from error
+    return transformers
+
+
+def _folder_or_name(given: str | Path) -> str:
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return str(path)
+    if isinstance(given, Path) or path.exists() or str(given).startswith(("/", ".", "~")):
+        raise FileNotFoundError(f"there is no folder {path} to read a Hugging Face model from")
+    return given
+
+
+def _own_class(transformers: Any, config: "PretrainedConfig", where: str) -> Any:
+    names = config.architectures or []
+    found = getattr(transformers, str(names[0]), None) if len(names) == 1 else None
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise ValueError(
+            f"{where} names {names or 'no class'} as its architecture, where one class of "
+            "transformers is needed; build the model yourself and pass Teacher(model)"
+        )
+    return found
+
+
+def _stored_model(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    entry: Any = stored.get("integrations") or {}
+    for key in ("huggingface", "model", "config"):
+        entry = entry.get(key) if isinstance(entry, Mapping) else None
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("content"), Mapping):
+        raise ValueError(
+            "it stores no Hugging Face configuration, as checkpoints of a HuggingFaceModel do; "
+            "build the model yourself and pass Teacher(model, checkpoint=...)"
+        )
+    return entry
+
+
+def _transformers_class(transformers: Any, path: str) -> Any:
+    """The class at a path within transformers: nothing outside of it is imported."""
+    module, _, name = path.rpartition(".")
+    parts = module.split(".")
+    found = None
+    if parts[:2] == ["transformers", "models"] and all(part.isidentifier() for part in parts):
+        try:
+            found = getattr(importlib.import_module(module), name, None)
+        except ImportError:
+            found = None
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise ValueError(
+            f"it was trained as a {path}, which is no model of transformers "
+            f"{transformers.__version__}; build it yourself and pass Teacher(model, checkpoint=...)"
+        )
+    return found
+
+
+def _config(model_class: Any, settings: Mapping[str, Any]) -> "PretrainedConfig":
+    settings = dict(settings)
+    if isinstance(settings.get("id2label"), Mapping):  # JSON made its numbers words
+        settings["id2label"] = {int(key): value for key, value in settings["id2label"].items()}
+    try:
+        return model_class.config_class(**settings)
+    except Exception as error:  # Whatever a made-up configuration leads to.
+        raise ValueError(f"its configuration makes no {model_class.__name__} ({error})") from error

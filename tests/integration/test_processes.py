@@ -1,0 +1,148 @@
+"""Two processes on the CPU: the same teachers, the same numbers, as in one."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from integration.harness import batch_norm_mlp
+from integration.workers import ranks
+
+from composer_distill.sampling import sample_teachers
+
+TESTS = Path(__file__).parents[1]
+TIMEOUT = 300  # seconds; a hang fails instead of stopping the suite
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Run every scenario in two processes, once; return what a rank found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    paths = [str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
+    launcher = [sys.executable, "-m", "composer.cli.launcher", "-n", "2"]
+    launched = subprocess.run(
+        [
+            *launcher,
+            *("--master_addr", "127.0.0.1", "--master_port", str(free_port())),
+            str(TESTS / "integration" / "workers" / "ranks.py"),
+            str(folder),
+        ],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "CUDA_VISIBLE_DEVICES": "",
+        },
+        timeout=TIMEOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    def result(scenario, rank=0):
+        path = folder / f"{scenario}.{rank}.pt"
+        assert path.exists(), launched.stdout[-4000:] + launched.stderr[-4000:]
+        found = torch.load(path, weights_only=False)
+        assert "error" not in found, found["error"]
+        return found
+
+    return result
+
+
+AS_IN_ONE = [
+    "equal_microbatches",
+    "other_microbatches",
+    "uneven_batches",
+    "windows_and_schedules",
+    "two_instances",
+    "no_task_loss",
+]
+
+
+@pytest.mark.parametrize("scenario", AS_IN_ONE)
+def test_two_processes_train_the_weights_of_one(two, scenario, tmp_path):
+    alone = getattr(ranks, scenario)(tmp_path)["weights"]
+    for rank in (0, 1):
+        together = two(scenario, rank)["weights"]
+        torch.testing.assert_close(
+            sorted_values(together), sorted_values(alone), rtol=1e-6, atol=1e-7
+        )
+
+
+def sorted_values(found):
+    return [found[name] for name in sorted(found)]
+
+
+@pytest.mark.parametrize("scenario", AS_IN_ONE)
+def test_two_processes_log_the_values_of_one(two, scenario, tmp_path):
+    alone, together = getattr(ranks, scenario)(tmp_path)["log"], two(scenario)["log"]
+    names = [name for name in alone if measured(name)]
+    assert "loss/train/kd" in names
+    for name in names:
+        assert [step for step, _ in together[name]] == [step for step, _ in alone[name]], name
+        expected = [value for _, value in alone[name]]
+        assert [value for _, value in together[name]] == pytest.approx(expected, rel=1e-5), name
+
+
+def measured(name):
+    """Return whether a value tells of the training and not of the clock."""
+    return name.startswith(("loss/", "distillation")) and not name.endswith("teacher_time")
+
+
+@pytest.mark.parametrize("scenario", AS_IN_ONE)
+def test_both_ranks_log_alike(two, scenario):
+    first, second = (two(scenario, rank)["log"] for rank in (0, 1))
+    for name in filter(measured, first):
+        assert first[name] == second[name], name
+
+
+def test_every_rank_and_microbatch_draws_the_same_teachers(two):
+    expected = [[i for i, _ in sample_teachers([1.0] * 4, 1, 0, batch)] for batch in range(8)]
+    assert two("drawn_teachers", 0)["drawn"] == two("drawn_teachers", 1)["drawn"] == expected
+    assert len({tuple(drawn) for drawn in expected}) > 1
+
+
+def test_a_noisy_teacher_moves_the_stream_of_no_rank(two):
+    assert two("streams_after_a_noisy_teacher", 0)["same"]
+    assert two("streams_after_a_noisy_teacher", 1)["same"]
+
+
+def test_teachers_are_unchanged_on_every_rank(two):
+    expected = batch_norm_mlp(1).state_dict()
+    for rank in (0, 1):
+        torch.testing.assert_close(
+            two("teacher_untouched", rank)["teacher"], dict(expected), rtol=0, atol=0
+        )
+
+
+def test_a_resumed_run_of_two_processes_ends_bitwise_where_the_straight_one_ends(two):
+    for rank in (0, 1):
+        straight, *resumed = two("resumed", rank)["runs"]
+        for run in resumed:
+            torch.testing.assert_close(run["weights"], straight["weights"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["composer"])
+def test_sharded_teachers_answer_as_whole_ones(two, kind):
+    found = two("sharded_students")
+    whole, cut = found[f"{kind}, replicated"], found[f"{kind}, sharded"]
+    assert whole["cut"] == [False] * 3
+    assert cut["cut"] == [True] * 3
+    for name in filter(measured, whole["log"]):
+        expected = [value for _, value in whole["log"][name]]
+        assert [value for _, value in cut["log"][name]] == pytest.approx(expected, rel=1e-5), name
+    assert len(whole["log"]["loss/train/kd"]) == 8
+
+
+def test_small_teachers_stay_whole_beside_a_sharded_student(two):
+    assert two("auto_sharding")["cut"] is False

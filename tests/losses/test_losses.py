@@ -1,0 +1,178 @@
+"""What single losses promise beyond the shared contract."""
+
+import math
+
+import pytest
+import torch
+
+from composer_distill import losses as L
+
+
+def pair(n=6, c=5):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, n, c, generator=generator, dtype=torch.float64).unbind()
+
+
+def far_apart():
+    return torch.tensor([[1e4, -1e4]]), torch.tensor([[-1e4, 1e4]])
+
+
+def gradient(loss, student, teacher):
+    student = student.clone().requires_grad_()
+    return torch.autograd.grad(loss(student, teacher), student)[0]
+
+
+def test_mixtures_are_bounded():
+    for loss, bound in (
+        (L.JensenShannonDivergence(0.5), math.log(2)),
+        (L.SkewKLDivergence(0.1), -math.log(0.1)),
+        (L.ReverseSkewKLDivergence(0.1), -math.log(0.1)),
+        (L.TotalVariation(), 1.0),
+    ):
+        assert loss(*far_apart()).item() == pytest.approx(bound, rel=1e-5)
+
+
+@pytest.mark.parametrize(("beta", "end"), [(0, L.KLDivergence(1.0)), (1, L.ReverseKLDivergence())])
+def test_the_ends_of_the_scaled_jensen_shannon_are_the_kls(beta, end):
+    student, teacher = pair()
+    near = L.JensenShannonDivergence(abs(beta - 1e-6), scaled=True)
+    at = L.JensenShannonDivergence(beta, scaled=True)
+    torch.testing.assert_close(at(student, teacher), end(student, teacher))
+    torch.testing.assert_close(near(student, teacher), end(student, teacher), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        gradient(near, student, teacher), gradient(end, student, teacher), rtol=1e-3, atol=1e-6
+    )
+
+
+def test_alpha_beta_tends_to_the_kls():
+    student, teacher = pair()
+    forward, reverse = L.AlphaBetaDivergence(1, 1e-6), L.AlphaBetaDivergence(1e-6, 1)
+    for loss, limit in ((forward, L.KLDivergence(1.0)), (reverse, L.ReverseKLDivergence())):
+        torch.testing.assert_close(
+            loss(student, teacher), limit(student, teacher), rtol=1e-4, atol=0
+        )
+
+
+def test_adaptive_gradient_is_that_of_its_two_kls_at_fixed_weights():
+    student, teacher = pair(n=1, c=8)
+    student, teacher = 0.3 * student, 0.3 * teacher
+    forward, reverse = L.KLDivergence(1.0), L.ReverseKLDivergence()
+    a, b = forward(student, teacher), reverse(student, teacher)
+    w = (L.AdaptiveKLDivergence()(student, teacher) - b) / (a - b)
+    assert 0.1 < w < 0.9
+    expected = w * gradient(forward, student, teacher)
+    expected += (1 - w) * gradient(reverse, student, teacher)
+    torch.testing.assert_close(gradient(L.AdaptiveKLDivergence(), student, teacher), expected)
+
+
+def test_soft_cross_entropy_has_the_gradient_of_the_kl():
+    student, teacher = pair()
+    torch.testing.assert_close(
+        gradient(L.SoftCrossEntropy(), student, teacher),
+        gradient(L.KLDivergence(), student, teacher),
+    )
+
+
+def test_dkd_with_the_teachers_own_weight_is_the_kl():
+    student, teacher = pair(n=1)
+    labels = torch.tensor([2])
+    others = 1 - (teacher / 4).softmax(-1)[0, 2].item()
+    dkd = L.DecoupledKD(alpha=1.0, beta=others)(student, teacher, labels=labels)
+    torch.testing.assert_close(dkd, L.KLDivergence(4.0)(student, teacher))
+
+
+def test_top_k_with_a_bucket_rises_to_the_kl():
+    student, teacher = pair()
+    values = [L.TopKKL(k)(student, teacher).item() for k in range(1, 6)]
+    assert values == sorted(values)
+    assert values[-1] == pytest.approx(L.KLDivergence(1.0)(student, teacher).item(), rel=1e-12)
+
+
+def test_renormalised_top_k_at_agreement_is_the_log_of_the_mass():
+    _, z = pair(n=1)
+    mass = z.softmax(-1).topk(2).values.sum()
+    torch.testing.assert_close(L.TopKKL(2, tail="renormalise")(z, z), -mass.log())
+
+
+def test_invariances():
+    student, teacher = pair()
+    shifted = student + 3.0
+    centred = L.LogitMSE(center=True)
+    torch.testing.assert_close(centred(shifted, teacher), centred(student, teacher))
+    assert L.LogitMSE()(shifted, teacher) != L.LogitMSE()(student, teacher)
+    standardized = L.StandardizedLogits(L.KLDivergence(2.0))
+    torch.testing.assert_close(
+        standardized(5 * student + 1, teacher), standardized(student, teacher)
+    )
+
+
+@pytest.mark.parametrize("loss", [L.DecoupledKD(), L.NormalizedKD()])
+def test_labels(loss):
+    student, teacher = pair()
+    labels = torch.tensor([0, 1, -100, 3, -100, 2])
+    kept = labels >= 0
+    torch.testing.assert_close(
+        loss(student, teacher, labels=labels),
+        loss(student[kept], teacher[kept], labels=labels[kept]),
+    )
+    with pytest.raises(ValueError, match="labels are needed by this loss, got None"):
+        loss(student, teacher)
+    with pytest.raises(ValueError, match="labels must be classes from 0 to 4, got 5"):
+        loss(student, teacher, labels=torch.arange(6))
+    with pytest.raises(TypeError, match=r"labels must be integer classes, got torch.float32"):
+        loss(student, teacher, labels=labels.float())
+    with pytest.raises(ValueError, match=r"labels must have the shape \(6,\)"):
+        loss(student, teacher, labels=labels[:3])
+
+
+def test_a_sum_passes_labels_and_schedules_on():
+    loss = 0.5 * L.KLDivergence(temperature=float) + L.StandardizedLogits(
+        L.DecoupledKD(temperature=float)
+    )
+    assert loss.needs_labels
+    loss.resolve(3)
+    student, teacher = pair()
+    assert list(loss.parts(student, teacher, labels=torch.arange(6) % 5)) == [
+        "kl_divergence",
+        "standardized_logits",
+    ]
+
+
+def test_float16_gradients_keep_what_is_far_below_one():
+    # 1 / 100 000 has one significant digit in float16, and a probability of 1e-9 none at all.
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 2, 100_000, generator=generator).half().unbind()
+    ours = gradient(lambda s, t: 2**14 * L.KLDivergence(1.0)(s, t), student, teacher).double()
+    exact = gradient(
+        lambda s, t: 2**14 * L.KLDivergence(1.0)(s, t), student.double(), teacher.double()
+    )
+    assert ((ours - exact).norm() / exact.norm()).item() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: L.JensenShannonDivergence(0.0), "beta must be between 0 and 1.*got 0.0"),
+        (lambda: L.JensenShannonDivergence(1.5, scaled=True), "beta must be from 0 to 1, got 1.5"),
+        (lambda: L.SkewKLDivergence(0.0), "alpha must be between 0 and 1, got 0.0"),
+        (lambda: L.ReverseSkewKLDivergence(1.0), "alpha must be between 0 and 1, got 1.0"),
+        (lambda: L.AdaptiveKLDivergence(1.1), "mu must be from 0 to 1, got 1.1"),
+        (lambda: L.AlphaBetaDivergence(0.0), "alpha must be finite and greater than 0, got 0.0"),
+        (lambda: L.DecoupledKD(beta=math.nan), "beta must be finite, got nan"),
+        (lambda: L.NormalizedKD(math.inf), "gamma must be finite, got inf"),
+        (lambda: L.DIST(reduction="sum"), "reduction must be 'mean' for DIST, got 'sum'"),
+        (lambda: L.IKL(weight_temperature=0.0), "weight_temperature must be finite and greater"),
+        (lambda: L.TopKKL(0), "k must be at least 1, got 0"),
+        (lambda: L.TopKKL(3, tail="cut"), "tail must be 'bucket' or 'renormalise', got 'cut'"),
+    ],
+)
+def test_wrong_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_wrong_types():
+    with pytest.raises(TypeError, match="loss must be a DistillationLoss, got MSELoss"):
+        L.StandardizedLogits(torch.nn.MSELoss())  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"k must be an integer, got 2\.0"):
+        L.TopKKL(2.0)  # pyright: ignore[reportArgumentType]
