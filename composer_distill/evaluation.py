@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 from torchmetrics import Metric
 
-from composer_distill.positions import Task
+from composer_distill.task import Task
 from composer_distill.teachers.splitting import shallow_copy
 from composer_distill.telemetry import divergence_and_entropies, is_classification, top1_agreement
 from composer_distill.term import DistillationTerm

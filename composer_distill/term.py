@@ -13,7 +13,8 @@ from composer_distill.losses import DistillationLoss
 from composer_distill.observer import Observer
 from composer_distill.outputs import extract_logits
 from composer_distill.panel import TeacherPanel
-from composer_distill.positions import MaskFn, Task, aligned_labels, kept_positions, task_of
+from composer_distill.positions import MaskFn, aligned_labels, kept_positions
+from composer_distill.task import Task, task_of
 from composer_distill.telemetry import top1_agreement
 from composer_distill.vocabulary import check_same_tokenizer, explain_sizes, tokenizer_of
 

@@ -1,12 +1,8 @@
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
 
 from composer_distill.positions import (
-    Task,
     align,
     aligned_labels,
     all_positions,
@@ -16,8 +12,8 @@ from composer_distill.positions import (
     kept_positions,
     loss_positions,
     select_positions,
-    task_of,
 )
+from composer_distill.task import Task
 
 CAUSAL, MASKED, DECODER = Task(shift=True), Task(), Task(encoder_decoder=True)
 
@@ -207,46 +203,3 @@ def test_selected_positions_are_rows_with_a_gradient():
     empty = select_positions(scores, torch.zeros_like(mask))
     assert empty.shape == (0, 3)
     assert empty.requires_grad
-
-
-class Wrapper(nn.Module):
-    def __init__(self, module, **attributes):
-        super().__init__()
-        self.module = module
-        vars(self).update(attributes)
-
-
-def tiny_gpt2():
-    transformers = pytest.importorskip("transformers")
-    return transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(vocab_size=9, n_positions=4, n_embd=4, n_layer=1, n_head=1)
-    )
-
-
-class TestTask:
-    def test_the_models_own_word_decides(self):
-        assert task_of(Wrapper(Wrapper(nn.Linear(1, 1), shift_labels=True))) == CAUSAL
-        assert task_of(Wrapper(tiny_gpt2(), shift_labels=False)) == MASKED
-
-    def test_a_registered_causal_class_is_found_inside_any_wrapper(self):
-        assert task_of(Wrapper(Wrapper(tiny_gpt2()))) == CAUSAL
-
-    def test_a_subclass_of_a_registered_class_is_causal(self):
-        transformers = pytest.importorskip("transformers")
-
-        class Mine(transformers.GPT2LMHeadModel):
-            pass
-
-        config = transformers.GPT2Config(vocab_size=9, n_positions=4, n_embd=4, n_layer=1, n_head=1)
-        assert task_of(Mine(config)) == CAUSAL
-
-    def test_a_plain_module_is_no_language_model(self):
-        assert task_of(nn.Linear(2, 2)) == MASKED
-
-    def test_transformers_is_not_imported_for_it(self):
-        code = (
-            "import sys, torch; from composer_distill.positions import task_of; "
-            "sys.modules.pop('transformers', None); task_of(torch.nn.Linear(1, 1)); "
-            "assert 'transformers' not in sys.modules"
-        )
-        subprocess.run([sys.executable, "-c", code], check=True)

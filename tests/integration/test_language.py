@@ -1,13 +1,15 @@
 """Language models through real Trainers: positions, normalisation, vocabulary, inputs."""
 
 import copy
-import warnings
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from composer import Trainer
 from composer.core import Event
-from composer.models import ComposerModel
 from torch import nn
 from torch.nn import functional as F
 
@@ -24,6 +26,7 @@ from tests.integration.harness import Log, Spy, assert_close, assert_same, logge
 
 pytest.importorskip("transformers")
 language = pytest.importorskip("tests.integration.language")
+train_with_a_masked_half = pytest.importorskip("tests.integration.language_worker").train
 
 KL = KLDivergence(temperature=1.0)
 
@@ -185,41 +188,31 @@ class TestNormalisation:
             assert_close(student, ended[0][0], rtol)
             assert values == pytest.approx(ended[0][1], rel=max(1e-5, rtol))
 
-    def test_unequal_numbers_of_positions_are_warned_of_once(self):
-        data = language.batches("causal", n=3)
-        with pytest.warns(UserWarning, match="accumulate_train_batch_on_tokens=True") as caught:
-            fit(
-                language.model("causal", 1), language.model("causal", 2), language.loader(data),
-                duration="3ba", trainer={"device_train_microbatch_size": 4},
-            )  # fmt: skip
-        assert len(caught) == 1
+    def test_unequal_numbers_of_positions_are_warned_of_once(self, caplog):
+        fit(
+            language.model("causal", 1), language.model("causal", 2),
+            language.loader(language.batches("causal", n=3)),
+            duration="3ba", trainer={"device_train_microbatch_size": 4},
+        )  # fmt: skip
+        assert caplog.text.count("accumulate_train_batch_on_tokens=True") == 1
 
-    def test_equal_numbers_are_not_warned_of(self):
+    def test_equal_numbers_are_not_warned_of(self, caplog):
         data = language.batches("causal", n=1)
         data[0]["labels"] = data[0]["input_ids"].clone()
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            fit(
-                language.model("causal", 1), language.model("causal", 2), language.loader(data),
-                duration="1ba", trainer={"device_train_microbatch_size": 2},
-            )  # fmt: skip
+        fit(
+            language.model("causal", 1), language.model("causal", 2), language.loader(data),
+            duration="1ba", trainer={"device_train_microbatch_size": 2},
+        )  # fmt: skip
+        assert "accumulate_train_batch_on_tokens" not in caplog.text
 
-
-class Counts(ComposerModel):
-    """A causal model of LLM Foundry's kind: its own loss, 0 where nothing is labelled."""
-
-    def __init__(self, seed):
-        super().__init__()
-        self.lm = language.model("causal", seed).model
-
-    def forward(self, batch):
-        return self.lm(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-
-    def loss(self, outputs, batch):
-        labels = batch["labels"][:, 1:].flatten()
-        rows = outputs[:, :-1].flatten(0, 1)
-        summed = F.cross_entropy(rows, labels, ignore_index=-100, reduction="sum")
-        return summed / (labels != -100).sum().clamp(min=1)
+    def test_counted_tokens_are_not_warned_of(self, caplog):
+        data = language.batches("causal", n=1)
+        fit(
+            language.model("causal", 1), language.model("causal", 2),
+            language.counted(data, tokens_per_batch), duration="1ba",
+            trainer={"device_train_microbatch_size": 2, "accumulate_train_batch_on_tokens": True},
+        )  # fmt: skip
+        assert "accumulate_train_batch_on_tokens" not in caplog.text
 
 
 class TestNothingKept:
@@ -235,10 +228,10 @@ class TestNothingKept:
             lambda state: [p.grad is not None for p in state.model.parameters()],
         )
         for size in (4, 2):
-            student = Counts(1)
+            student = language.Counts(1)
             run = fit(
-                student, Counts(2), language.counted(data, tokens_per_batch), duration="1ba",
-                callbacks=[gradients], org_loss_weight=0.5,
+                student, language.Counts(2), language.counted(data, tokens_per_batch),
+                duration="1ba", callbacks=[gradients], org_loss_weight=0.5,
                 trainer={
                     "accumulate_train_batch_on_tokens": True,
                     "device_train_microbatch_size": size,
@@ -251,13 +244,40 @@ class TestNothingKept:
             whole, split = (logged(run, name)[0] for _, run in ended)
             assert split == pytest.approx(whole, rel=1e-5)
 
+    def test_a_rank_that_keeps_nothing_counts_for_nothing(self, tmp_path):
+        worker = Path(__file__).parent / "language_worker.py"
+        subprocess.run(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--standalone",
+                "--nproc-per-node=2", str(worker), str(tmp_path),
+            ],
+            check=True, capture_output=True, text=True, timeout=300,
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        )  # fmt: skip
+        (tmp_path / "alone").mkdir()
+        train_with_a_masked_half(tmp_path / "alone")
+        alone, *ranks = (
+            torch.load(tmp_path / name, weights_only=True)
+            for name in ("alone/rank0.pt", "rank0.pt", "rank1.pt")
+        )
+        for rank in ranks:
+            torch.testing.assert_close(rank["weights"], alone["weights"], rtol=1e-6, atol=1e-8)
+            assert rank["logged"] == pytest.approx(alone["logged"], rel=1e-5)
+
     @pytest.mark.parametrize("loss", [KL, nn.MSELoss()], ids=["ours", "any"])
     def test_a_batch_without_a_position_is_zero_and_every_value_is_there(self, loss):
         (batch,) = language.batches("causal", n=1, size=2)
         batch["labels"].fill_(-100)
-        student = Counts(1)
+        student = language.Counts(1)
         before = copy.deepcopy(student)
-        run = fit(student, [Counts(2), Counts(3)], language.loader([batch]), loss, duration="1ba")
+        run = fit(
+            student,
+            [language.Counts(2), language.Counts(3)],
+            language.loader([batch]),
+            loss,
+            duration="1ba",
+        )
         assert_same(student, before)
         for name in ("loss/train/kd", "distillation/agreement", "distillation/kd_loss/teacher_1"):
             assert logged(run, name) == [0.0]

@@ -1,0 +1,62 @@
+"""What a student's architecture says about its positions."""
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a student's architecture says about its positions.
+
+    Args:
+        shift: Whether the logits at a position predict the next label, as in a causal LM.
+        encoder_decoder: Whether the logits belong to a decoder, so that ``attention_mask``, which
+            is the encoder's, says nothing about them.
+        aligned: Whether the batch's labels were shifted already, as Composer does in evaluation.
+    """
+
+    shift: bool = False
+    encoder_decoder: bool = False
+    aligned: bool = False
+
+
+def task_of(model: nn.Module) -> Task:
+    """Read the task from a student.
+
+    A model's own ``shift_labels`` (a Composer ``HuggingFaceModel`` has it) decides; without it the
+    model is causal if it is, or holds, one of transformers' registered causal LM classes.
+
+    Args:
+        model: The student, wrapped for distributed training or not.
+
+    Example:
+        >>> task_of(nn.Linear(2, 2))
+        Task(shift=False, encoder_decoder=False, aligned=False)
+    """
+    config = _first(model, "config")
+    encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
+    shift = _first(model, "shift_labels")
+    if shift is None:
+        shift = not encoder_decoder and any(map(_is_causal_lm, model.modules()))
+    return Task(bool(shift), encoder_decoder)
+
+
+def _first(model: nn.Module, name: str) -> Any:
+    """Return attribute ``name`` of the outermost module that has it, None where none does."""
+    return next((getattr(m, name) for m in model.modules() if hasattr(m, name)), None)
+
+
+def _is_causal_lm(module: nn.Module) -> bool:
+    transformers = sys.modules.get("transformers")
+    if transformers is None:  # then the module can't be one of its classes
+        return False
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    names = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    return any(
+        kind.__name__ in names and kind.__module__.startswith("transformers.")
+        for kind in type(module).__mro__
+    )
