@@ -52,7 +52,26 @@ def _build_parser() -> argparse.ArgumentParser:
         help="how many pairs of students to train (default: 4, with --fast 2)",
     )
     demo.set_defaults(run=_demo)
+    inspect = commands.add_parser(
+        "inspect",
+        help="tell what a checkpoint holds and whether it is safe to read",
+        description="Print what a checkpoint holds, without building a model and without "
+        "executing anything that is in it.",
+    )
+    inspect.add_argument("source", metavar="PATH", help="a path, or the URI of an object store")
+    inspect.set_defaults(run=_inspect)
     return parser
+
+
+def _inspect(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    from composer_distill.teachers.inspection import REFUSED, describe
+
+    try:
+        text = describe(options.source)
+    except OSError as error:
+        parser.error(f"PATH: {error}")
+    print(text)
+    return 1 if REFUSED in text else 0
 
 
 def _demo(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from composer_distill import __version__, cli
 from composer_distill.demo import command
@@ -43,6 +44,22 @@ def test_no_command_is_an_error(capsys):
 def test_seeds_must_be_a_positive_integer(text, capsys):
     error = fail(["demo", "--seeds", text], capsys)
     assert f"--seeds: needs an integer of at least 1, got '{text}'" in error
+
+
+def test_inspect_tells_what_a_file_holds(tmp_path, capsys):
+    torch.save({"weight": torch.zeros(2, 3)}, tmp_path / "weights.pt")
+    assert cli.main(["inspect", str(tmp_path / "weights.pt")]) == 0
+    assert "weight  (2, 3)  float32" in capsys.readouterr().out
+
+
+def test_inspect_refuses_what_is_no_checkpoint_with_status_1(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("no checkpoint")
+    assert cli.main(["inspect", str(tmp_path / "notes.txt")]) == 1
+    assert "NOT to be read" in capsys.readouterr().out
+
+
+def test_inspect_names_a_path_that_is_not_there(tmp_path, capsys):
+    assert "missing.pt" in fail(["inspect", str(tmp_path / "missing.pt")], capsys)
 
 
 def test_missing_packages_are_named_with_the_remedy(monkeypatch, tmp_path, capsys, calls):

@@ -6,10 +6,12 @@ import pytest
 import torch
 from composer import Trainer
 from composer.models import ComposerClassifier
+from safetensors.torch import save_file
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from transformers import BertConfig, BertForMaskedLM
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -41,6 +43,9 @@ def names(tmp_path, monkeypatch):
     )
     trainer.save_checkpoint("./path/to/weights.pt")
     trainer.close()
+    save_file(classifier().state_dict(), "./path/to/weights.safetensors")
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=16)
+    BertForMaskedLM(config).save_pretrained("./path/to/folder")
     return {
         "teacher": teacher,
         "second_teacher": classifier(),

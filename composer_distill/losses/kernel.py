@@ -189,12 +189,11 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         gradient, scale, index = ctx.saved_tensors
         weight = grad_outputs[0].detach()
-        if scale is None and weight.numel() and weight.stride(0) == 0:
-            # One weight for all rows, as after a mean: a scalar multiplies without a conversion.
-            gradient = scale_gradient(gradient, weight[0] * ctx.factor)
-        else:
-            weight = weight * ctx.factor if scale is None else weight * ctx.factor * scale
-            gradient = scale_gradient(gradient, weight.unsqueeze(1))
+        # One weight for all rows, as after a mean: a scalar multiplies without a conversion.
+        uniform = scale is None and weight.numel() > 0 and weight.stride(0) == 0
+        weight = weight[0] if uniform else weight.unsqueeze(1)
+        weight = weight * ctx.factor if scale is None else weight * ctx.factor * scale.unsqueeze(1)
+        gradient = scale_gradient(gradient, weight)
         if index is not None:
             whole = gradient.new_zeros(ctx.rows, gradient.shape[1])
             gradient = whole.index_copy_(0, index, gradient)
@@ -204,8 +203,6 @@ class _Chunked(torch.autograd.Function):
 
 
 class _NotTwice(torch.autograd.Function):
-    """The identity, which refuses to be differentiated."""
-
     @staticmethod
     def forward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient.view_as(gradient)

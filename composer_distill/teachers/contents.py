@@ -70,6 +70,13 @@ def of_tensors(
     mapped: bool = False,
     stored: Mapping[str, Any] | None = None,
 ) -> Contents:
-    """Contents whose tensors are already at hand, mapped or in memory."""
+    """Contents whose tensors are already at hand, mapped or in memory.
+
+    Raises:
+        ValueError: If one of them is sparse, quantized or without values.
+    """
+    for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise ValueError(f"its {name} is no dense tensor with values, but {tensor.type()}")
     specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
     return Contents(path, kind, specs, tensors.__getitem__, mapped, stored or {})

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from composer_distill.teachers.contents import Contents, holds_weights, of_tensors
 from composer_distill.teachers.pickles import check_archive, read_pickled
 from composer_distill.teachers.safe_tensors import looks_like_safetensors, open_safetensors
@@ -117,13 +119,18 @@ def choose_ema(state: Mapping[str, Any], ema: bool | None) -> dict[str, Any]:
         return weights
     other = algorithm.get("ema_model") or {}
     for part in ("named_parameters_dict", "named_buffers_dict"):
-        weights |= {key: value for key, value in other.get(part, {}).items() if key in weights}
+        held = other.get(part) if isinstance(other, Mapping) else None
+        if not holds_weights(held or {"": torch.empty(0)}):
+            raise ValueError("its EMA weights are no tensors")
+        weights |= {key: value for key, value in (held or {}).items() if key in weights}
     return weights
 
 
 def algorithms(stored: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The algorithms that a Composer checkpoint was trained with, each with its state."""
-    found = stored.get("algorithms") or []
+    found = stored.get("algorithms")
+    if not isinstance(found, Mapping | list | tuple):
+        return []
     pairs = found.items() if isinstance(found, Mapping) else found
     return [
         (str(pair[0]), pair[1] if isinstance(pair[1], dict) else {})

@@ -9,6 +9,7 @@ from composer_distill.teachers.files import algorithms
 from composer_distill.teachers.fingerprint import fingerprint_of
 
 MAX_KEYS = 1000
+REFUSED = "NOT to be read as a checkpoint"
 
 
 def describe(source: str) -> str:
@@ -36,7 +37,7 @@ def describe(source: str) -> str:
         with open_source(source) as contents:
             return "\n".join([str(source), *_lines(contents)])
     except ValueError as error:
-        return f"{source}\nNOT to be read as a checkpoint: {error}"
+        return f"{source}\n{REFUSED}: {error}"
 
 
 def _lines(contents: Contents) -> list[str]:

@@ -71,6 +71,8 @@ def parse_remote(source: str | Path) -> Remote | None:
         raise ValueError(
             f"{scheme}:// cannot be read; {hint or f'known are local paths and {known}'}"
         )
+    if not found["name"] or (not found["bucket"] and scheme != "dbfs"):
+        raise ValueError("the URI names no object; write scheme://bucket/name")
     return Remote(scheme, found["bucket"] or "", found["name"])
 
 

@@ -1,15 +1,16 @@
 """Sharded checkpoints: a folder that torch.distributed.checkpoint wrote."""
 
-import io
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
+    ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
     TensorStorageMetadata,
@@ -17,6 +18,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from composer_distill.teachers.contents import Contents, Spec
 from composer_distill.teachers.pickles import check_archive, read_metadata, read_pickled
+from composer_distill.teachers.window import Window
 
 METADATA = ".metadata"
 _MODEL = ("state", "model")
@@ -50,14 +52,40 @@ def open_sharded(folder: Path) -> Contents:
 
 
 def _check(metadata: Metadata) -> None:
-    plain = isinstance(metadata.state_dict_metadata, dict) and isinstance(
-        metadata.storage_data, dict
-    )
-    if not plain or not all(
-        isinstance(entry, TensorStorageMetadata | BytesStorageMetadata)
-        for entry in metadata.state_dict_metadata.values()
+    entries, places = metadata.state_dict_metadata, metadata.storage_data
+    if not (
+        isinstance(entries, dict)
+        and isinstance(places, dict)
+        and all(isinstance(key, str) and _is_entry(entry) for key, entry in entries.items())
+        and all(map(_is_place, places.values()))
     ):
         raise ValueError("its .metadata is not what torch.distributed.checkpoint writes")
+
+
+def _is_entry(entry: object) -> bool:
+    if not isinstance(entry, TensorStorageMetadata):
+        return isinstance(entry, BytesStorageMetadata)
+    return (
+        isinstance(entry.size, torch.Size)
+        and isinstance(getattr(entry.properties, "dtype", None), torch.dtype)
+        and isinstance(entry.chunks, list)
+        and all(
+            isinstance(chunk, ChunkStorageMetadata)
+            and isinstance(chunk.offsets, torch.Size)
+            and isinstance(chunk.sizes, torch.Size)
+            and len(chunk.offsets) == len(chunk.sizes) == len(entry.size)
+            for chunk in entry.chunks
+        )
+    )
+
+
+def _is_place(place: Any) -> bool:
+    return (
+        isinstance(place, _StorageInfo)
+        and isinstance(place.relative_path, str)
+        and isinstance(place.offset, int)
+        and isinstance(place.length, int)
+    )
 
 
 def _paths(metadata: Metadata) -> dict[str, tuple[Any, ...]]:
@@ -89,6 +117,10 @@ def _read_tensor(folder: Path, metadata: Metadata, key: str) -> Tensor:
     entry = metadata.state_dict_metadata[key]
     if not isinstance(entry, TensorStorageMetadata):
         raise ValueError(f"its entry {key} is no tensor")
+    if len(entry.chunks) == 1 and entry.chunks[0].sizes == entry.size:  # without a second copy
+        piece = _read_piece(folder, metadata, MetadataIndex(key, entry.chunks[0].offsets))
+        if isinstance(piece, Tensor) and piece.shape == entry.size:
+            return piece
     whole = torch.empty(entry.size, dtype=entry.properties.dtype)
     covered = 0
     for chunk in entry.chunks:
@@ -112,14 +144,13 @@ def _read_piece(folder: Path, metadata: Metadata, index: MetadataIndex) -> Any:
     if getattr(info, "transform_descriptors", None):
         raise ValueError(f"it was written with extensions ({info.transform_descriptors})")
     file = _inside(folder, info.relative_path)
-    with file.open("rb") as stream:
-        stream.seek(info.offset)
-        data = io.BytesIO(stream.read(info.length))
-    if len(data.getbuffer()) != info.length:
+    if not 0 <= info.offset <= info.offset + info.length <= file.stat().st_size:
         raise ValueError(f"its file {file.name} is truncated")
-    check_archive(data)
-    data.seek(0)
-    return read_pickled(data)
+    with file.open("rb") as stream:
+        view = cast(IO[bytes], Window(stream, info.offset, info.length))
+        check_archive(view)
+        view.seek(0)
+        return read_pickled(view)
 
 
 def _inside(folder: Path, name: object) -> Path:

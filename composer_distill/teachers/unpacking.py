@@ -10,6 +10,8 @@ from typing import IO
 
 from composer.utils.compression import KNOWN_COMPRESSORS
 
+from composer_distill.teachers.safe_tensors import looks_like_safetensors
+
 # How each compressed format that Composer writes begins, with the ending that Composer gives it.
 MAGIC = {
     b"\x1f\x8b": "gz",
@@ -52,6 +54,8 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 
 def _compression(path: Path) -> str | None:
+    if looks_like_safetensors(path):  # whose first bytes are a number, and may be any of these
+        return None
     with path.open("rb") as stream:
         head = stream.read(8)
     return next((ending for magic, ending in MAGIC.items() if head.startswith(magic)), None)

@@ -10,6 +10,7 @@ from integration.harness import (
     assert_differ,
     assert_same,
     dataset,
+    entries_of,
     logged,
     mlp,
     steps_of,
@@ -33,12 +34,12 @@ def shuffled():
 
 TERMS = {
     "one teacher": lambda: Distillation(mlp(1), KLDivergence(2.0)),
-    "sampled teachers": lambda: Distillation(
-        [mlp(1), mlp(2), mlp(3)], KLDivergence(2.0), n_teachers_to_sample=1
-    ),
-    "a window": lambda: Distillation(mlp(1), KLDivergence(2.0), start_dur="2ba", end_dur="6ba"),
-    "a window in fractions of epochs": lambda: Distillation(
-        mlp(1), KLDivergence(2.0), start_dur=0.25, end_dur=0.75
+    "sampled teachers in a window": lambda: Distillation(
+        [mlp(1), mlp(2), mlp(3)],
+        KLDivergence(2.0),
+        start_dur=0.25,
+        end_dur="6ba",
+        n_teachers_to_sample=1,
     ),
     "schedules": lambda: Distillation(
         mlp(1),
@@ -51,6 +52,7 @@ TERMS = {
         Distillation(mlp(3), nn.MSELoss(), 0.1, 0.5, start_dur="3ba"),
     ],
 }
+RESUMED = [name for name in TERMS if name != "one teacher"]
 
 
 class Crash(Callback):
@@ -85,7 +87,7 @@ def run(term, **kwargs):
     return made
 
 
-@pytest.fixture(scope="module", params=TERMS)
+@pytest.fixture(scope="module", params=RESUMED)
 def straight(request, tmp_path_factory):
     """Return a name, an uninterrupted run, and the checkpoints that it left at every batch."""
     folder = tmp_path_factory.mktemp("straight")
@@ -104,14 +106,11 @@ def test_a_run_resumed_from_any_batch_ends_where_the_straight_one_ends(straight,
     resumed = run(TERMS[name](), load_path=str(folder / f"ba{batch}.pt"))
     assert int(resumed.state.timestamp.batch) == N_BATCHES
     assert_same(resumed.state.model, whole.state.model)
-    steps = steps_of(resumed, "loss/train/kd")
-    assert steps == [step for step in steps_of(whole, "loss/train/kd") if step >= batch]
-    assert logged(resumed, "loss/train/kd") == (
-        logged(whole, "loss/train/kd")[-len(steps) :] if steps else []
-    )
+    told = entries_of(whole).get("loss/train/kd")
+    assert entries_of(resumed).get("loss/train/kd", []) == [row for row in told if row[0] >= batch]
 
 
-@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("batch", [5])
 def test_a_crashed_run_with_autoresume_ends_where_the_straight_one_ends(straight, batch, tmp_path):
     name, whole, _ = straight
     options = {"save_folder": str(tmp_path), "save_interval": "1ba", "autoresume": True}
@@ -142,7 +141,7 @@ def plain_types(tree):
 
 
 def test_the_algorithms_state_holds_plain_types_only(tmp_path):
-    path = saved(tmp_path, TERMS["sampled teachers"]())
+    path = saved(tmp_path, TERMS["sampled teachers in a window"]())
     state = torch.load(path, weights_only=False)["state"]["algorithms"]
     entries = [value for name, value in state if name == "Distillation"]
     assert len(entries) == 1

@@ -230,3 +230,31 @@ def test_nothing_is_left_behind(zoo, trained, tmp_path, monkeypatch):
     refused(zoo.classifier(classes=7), folder / "latest-rank0.pt", "does not fit")
     assert sorted(folder.iterdir()) == before
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("make", [lambda w: w.to_sparse(), lambda w: w.to("meta")])
+def test_tensors_that_are_not_dense(zoo, tmp_path, make):
+    net = zoo.net()
+    weights = net.state_dict()
+    weights["1.weight"] = make(weights["1.weight"])
+    torch.save(weights, tmp_path / "a.pt")
+    refused(zoo.net(), tmp_path / "a.pt", r"its 1\.weight is no dense tensor|cannot be read")
+
+
+def test_safetensors_whose_length_looks_like_a_compression(tmp_path):
+    """93 bytes of header: the file begins as those of lzma do."""
+    header = b'{"weight":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}}'.ljust(0x5D)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    layer = nn.Linear(2, 1, bias=False)
+    load_weights(layer, path)
+    assert not layer.weight.any()
+
+
+def test_odd_things_beside_the_weights_do_no_harm(zoo, tmp_path):
+    net = zoo.net()
+    for beside in ({"algorithms": 5}, {"algorithms": [("EMA", 3), 4]}, {"integrations": [1]}):
+        torch.save({"state": {"model": net.state_dict(), **beside}}, tmp_path / "a.pt")
+        fresh = zoo.net()
+        load_weights(fresh, tmp_path / "a.pt", ema=False)
+        assert zoo.same(fresh, net)

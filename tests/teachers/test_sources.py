@@ -186,6 +186,26 @@ def test_shards_stay_in_their_folder(zoo, dcp_folder, target):
         load_weights(zoo.net(), dcp_folder)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda m: setattr(m, "storage_data", dict.fromkeys(m.storage_data, 5)),
+        lambda m: setattr(m, "storage_data", []),
+        lambda m: setattr(m, "state_dict_metadata", {"a": 1}),
+        lambda m: [setattr(e, "size", 5) for e in m.state_dict_metadata.values()],
+        lambda m: [setattr(e, "chunks", [7]) for e in m.state_dict_metadata.values()],
+    ],
+)
+def test_shard_metadata_of_wrong_shape(zoo, dcp_folder, damage):
+    path = dcp_folder / ".metadata"
+    with path.open("rb") as file:
+        metadata = pickle.load(file)
+    damage(metadata)
+    path.write_bytes(pickle.dumps(metadata))
+    with pytest.raises(ValueError, match=r"\.metadata is not what torch\.distributed"):
+        load_weights(zoo.net(), dcp_folder)
+
+
 def test_damaged_shards(zoo, dcp_folder):
     shard = dcp_folder / "__0_0.distcp"
     data = shard.read_bytes()
