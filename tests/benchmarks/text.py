@@ -186,7 +186,7 @@ def masked_rows(settings: Settings) -> list[Row]:
 
 
 def make_model(task: str, corpus: Corpus, layers: int, width: int, seed: int) -> HuggingFaceModel:
-    """Return a model of random weights: a GPT-2, or a BERT for the masked task."""
+    """Return a model of random weights: a GPT-2, or a bidirectional encoder."""
     torch.manual_seed(seed)
     if task == "causal":
         config = transformers.GPT2Config(
@@ -195,12 +195,15 @@ def make_model(task: str, corpus: Corpus, layers: int, width: int, seed: int) ->
             bos_token_id=0, eos_token_id=0, loss_type="ForCausalLM",
         )  # fmt: skip
         return HuggingFaceModel(transformers.GPT2LMHeadModel(config))
-    config = transformers.BertConfig(
-        vocab_size=corpus.vocab_size, hidden_size=width, num_hidden_layers=layers,
-        num_attention_heads=4, intermediate_size=4 * width, max_position_embeddings=CONTEXT,
+    # Normalised before each block: a BERT stays at the frequencies of characters for this long
+    config = transformers.RobertaPreLayerNormConfig(
+        vocab_size=corpus.vocab_size + 1, hidden_size=width, num_hidden_layers=layers,
+        num_attention_heads=4, intermediate_size=4 * width,
+        pad_token_id=corpus.vocab_size, bos_token_id=0, eos_token_id=0,
+        max_position_embeddings=corpus.vocab_size + 1 + CONTEXT,  # counted from pad_token_id
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
-    return HuggingFaceModel(transformers.BertForMaskedLM(config))
+    return HuggingFaceModel(transformers.RobertaPreLayerNormForMaskedLM(config))
 
 
 def train(
