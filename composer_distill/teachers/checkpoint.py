@@ -138,6 +138,7 @@ def _copy(model: nn.Module, match: Match, contents: Contents) -> None:
             state[key].copy_(weight)
             if contents.mapped:
                 release(weight)
+            del weight  # before the next one is read
 
 
 def _loads_itself(model: nn.Module) -> bool:

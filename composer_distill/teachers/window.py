@@ -43,6 +43,14 @@ class Window(io.RawIOBase):
         self._place = start + offset
         return self._place
 
+    def read(self, size: int = -1) -> bytes:
+        """Read up to ``size`` bytes, or all that are left, without the copy that io would make."""
+        left = max(self._length - self._place, 0)
+        self._file.seek(self._offset + self._place)
+        data = self._file.read(left if size is None or size < 0 else min(size, left))
+        self._place += len(data)
+        return data
+
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer, as far as the window goes."""
         view = memoryview(buffer)[: max(self._length - self._place, 0)]

@@ -5,6 +5,8 @@ kernel's own account of this process, files mapped into it included; what it hel
 load (the libraries; with a built model also that model, every page of it) is taken off.
 """
 
+import ctypes
+import gc
 import resource
 import sys
 import tempfile
@@ -53,6 +55,8 @@ def measure(path: Path, device: str, megabytes: int) -> float:
     """Peak of one load above what was held before it, as a multiple of the model."""
     with torch.device(device):
         model = build(megabytes)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # or memory freed by the last case would serve this one unseen
     before = resident()
     Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak counts from here
     load_weights(model, path)
