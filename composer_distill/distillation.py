@@ -92,6 +92,7 @@ class Distillation(Algorithm):
         Blakeney et al. 2022, arXiv 2211.00683.
 
     Example:
+        >>> import torch
         >>> from composer_distill import Distillation, KLDivergence
         >>> teacher = torch.nn.Linear(64, 10)
         >>> algorithm = Distillation(teacher, KLDivergence(temperature=4.0), end_dur=0.5)
