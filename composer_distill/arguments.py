@@ -1,5 +1,6 @@
 """What ``Distillation`` refuses at construction, each with a remedy."""
 
+from numbers import Integral, Real
 from typing import Any
 
 from torch import nn
@@ -52,20 +53,38 @@ def _check_reduction(kd_loss_fn: Any) -> None:
             )
 
 
-def check_sample_size(n_sampled: Any, n_teachers: int) -> None:
+def check_seed(seed: Any) -> int:
+    """Return the seed of the draw as an integer, or refuse it."""
+    if not isinstance(seed, Integral) or isinstance(seed, bool):
+        raise TypeError(f"seed must be an integer, got {seed!r}. Pass one such as 0.")
+    return int(seed)
+
+
+def check_not_all_zero(kd_loss_weight: Any, org_loss_weight: Any) -> None:
+    """Refuse weights with which nothing would be trained."""
+    weights = (kd_loss_weight, org_loss_weight)
+    if all(isinstance(weight, Real) and weight == 0 for weight in weights):
+        raise ValueError(
+            "kd_loss_weight and org_loss_weight are both 0, so nothing would be trained. "
+            "Give one of them a positive weight."
+        )
+
+
+def check_sample_size(n_sampled: Any, n_teachers: int) -> int | None:
     """Refuse a number of teachers that can't be drawn."""
     if n_sampled is None:
-        return
-    if not isinstance(n_sampled, int) or isinstance(n_sampled, bool):
+        return None
+    if not isinstance(n_sampled, Integral) or isinstance(n_sampled, bool):
         raise TypeError(
             "n_teachers_to_sample must be an integer or None, "
             f"got {type(n_sampled).__name__}. None lets all teachers answer."
         )
-    if not 1 <= n_sampled <= n_teachers:
+    if not 1 <= int(n_sampled) <= n_teachers:
         raise ValueError(
             f"n_teachers_to_sample must lie in [1, {n_teachers}], the number of teachers, "
             f"got {n_sampled}. None lets all teachers answer."
         )
+    return int(n_sampled)
 
 
 def describe(value: Any) -> str:

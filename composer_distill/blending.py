@@ -60,7 +60,7 @@ def blend(loss: Any, term: Tensor | None, weight: float, earlier: Sequence[Tenso
         return loss * weight if term is None else loss * weight + term
     if isinstance(loss, dict):
         total = _trained_value(loss) * weight
-        entries = {key: value.detach() for key, value in loss.items()}
+        entries = {k: v.detach() if isinstance(v, Tensor) else v for k, v in loss.items()}
         return {**entries, "total": total if term is None else total + term}
     if isinstance(loss, (tuple, list)):
         weighted = [entry * weight for entry in loss] + ([] if term is None else [term])
@@ -73,7 +73,7 @@ def _trained_value(loss: Any) -> Tensor:
         return loss.mean()
     if isinstance(loss, dict):
         if "total" in loss:
-            return loss["total"].mean()
+            return _sum_of_means([loss["total"]])
         return _sum_of_means(list(loss.values()))
     if isinstance(loss, (tuple, list)):
         return _sum_of_means(loss)
@@ -83,6 +83,9 @@ def _trained_value(loss: Any) -> Tensor:
 def _sum_of_means(entries: Sequence[Tensor]) -> Tensor:
     if not entries:
         raise TypeError("The student's loss must hold at least one tensor, got an empty one.")
+    for entry in entries:
+        if not isinstance(entry, Tensor):
+            raise _kind_error(entry)
     return torch.stack([entry.mean() for entry in entries]).sum()
 
 

@@ -9,7 +9,14 @@ from composer.core import Algorithm, Event, State, Time
 from composer.loggers import Logger
 from torch import Tensor, nn
 
-from composer_distill.arguments import check_choice, check_loss, check_sample_size, describe
+from composer_distill.arguments import (
+    check_choice,
+    check_loss,
+    check_not_all_zero,
+    check_sample_size,
+    check_seed,
+    describe,
+)
 from composer_distill.blending import blend, task_loss
 from composer_distill.evaluation import TeacherEvaluation
 from composer_distill.logbook import Logbook
@@ -126,17 +133,17 @@ class Distillation(Algorithm):
         check_loss(kd_loss_fn, combine)
         check_weight(kd_loss_weight, "kd_loss_weight")
         check_weight(org_loss_weight, "org_loss_weight")
+        check_not_all_zero(kd_loss_weight, org_loss_weight)
         check_choice(on_nonfinite, "on_nonfinite", ("raise", "skip"))
         check_choice(teacher_sharding, "teacher_sharding", ("auto", "replicated", "sharded"))
         self.window = Window(to_time(start_dur, "start_dur"), to_time(end_dur, "end_dur"))
         self.teachers = to_teachers(teachers)
-        check_sample_size(n_teachers_to_sample, len(self.teachers))
         self.kd_loss_fn = kd_loss_fn
         self.kd_loss_weight = kd_loss_weight
         self.org_loss_weight = org_loss_weight
-        self.n_teachers_to_sample = n_teachers_to_sample
+        self.n_teachers_to_sample = check_sample_size(n_teachers_to_sample, len(self.teachers))
         self.combine = combine
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.student_output_fn = student_output_fn
         self.mask_fn = mask_fn
         self.vocab_size = vocab_size
@@ -145,7 +152,7 @@ class Distillation(Algorithm):
         self.telemetry = telemetry
         self.verify_teachers = verify_teachers
         self.teacher_sharding: Sharding = teacher_sharding
-        self._panel = TeacherPanel(self.teachers, n_teachers_to_sample, seed, combine)
+        self._panel = TeacherPanel(self.teachers, self.n_teachers_to_sample, self.seed, combine)
         observer = Observer(self._panel.labels) if telemetry else None
         self._distance = DistillationTerm(
             self._panel,
@@ -232,6 +239,12 @@ class Distillation(Algorithm):
         """FIT_START: check what is known only now."""
         check_apart(self.teachers, state.model, state.optimizers or ())
         self.window.check(state)
+        if self.window.is_idle(state):
+            _log.warning(
+                "%s will not act in this training: start_dur lies at or behind its end_dur or the "
+                "end of training. Give an earlier start_dur.",
+                self,
+            )
 
     def _start_pass(self, state: State, logger: Logger) -> None:
         """BEFORE_TRAIN_BATCH: a batch begins, or begins again after running out of memory."""

@@ -81,6 +81,30 @@ def extract_logits(output: Any, owner: str) -> Tensor:
     return logits
 
 
+def check_class_axis(batch: Any, student: Tensor, axis: int) -> None:
+    """Refuse a loss over the last axis where the labels show that the classes lie on axis 1.
+
+    Args:
+        batch: A tuple or list, whose second element may hold class indices.
+        student: The student's logits, such as ``(N, C, H, W)``.
+        axis: The axis that the loss takes for the classes.
+
+    Raises:
+        ValueError: If the labels have the shape of the logits without axis 1 and not without
+            ``axis``.
+    """
+    labels = batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
+    if not isinstance(labels, Tensor) or student.ndim < 3 or axis % student.ndim == 1:
+        return
+    shape, axis = student.shape, axis % student.ndim
+    if labels.shape == shape[:1] + shape[2:] and labels.shape != shape[:axis] + shape[axis + 1 :]:
+        raise ValueError(
+            f"kd_loss_fn takes axis {axis} of the student's logits {tuple(shape)} for the classes, "
+            f"but labels of shape {tuple(labels.shape)} say that they lie on axis 1. "
+            "Pass the loss with dim=1."
+        )
+
+
 def check_shapes(student: Tensor, teacher: Tensor, owner: str, remedy: str | None = None) -> None:
     """Refuse a teacher whose logits do not match the student's, axis by axis.
 

@@ -1,6 +1,7 @@
 """The teachers of one run at work: drawn, asked without leaving a trace, combined, watched."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -111,7 +112,8 @@ class TeacherPanel:
         timed, streams = self._stopwatch.measure(device), untouched_streams(device)
         kept = comparison.head_mask if teacher.answers_as_the_student else None
         with timed, streams, torch.no_grad(), precision, only_at(teacher.model, kept):
-            logits = teacher.forward(view, call_model, partial(extract_logits, owner=label))
+            with _named_errors(label):
+                logits = teacher.forward(view, call_model, partial(extract_logits, owner=label))
             if index in self._sharded:
                 reshard(teacher.model)
         logits = comparison.teacher(logits, label)
@@ -190,3 +192,21 @@ class TeacherPanel:
             finite = torch.ones((), dtype=torch.bool, device=logits.device)
         self._finite_now[label] = finite
         self._finite[label] = self._finite.get(label, finite) & finite
+
+
+@contextmanager
+def _named_errors(label: str) -> Iterator[None]:
+    """Say which teacher an error of its forward comes from; its kind and text stay as they are.
+
+    Composer must still know an out-of-memory error for what it is. Before Python 3.11 errors take
+    no notes.
+    """
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "add_note"):
+            error.add_note(  # pyright: ignore[reportAttributeAccessIssue]
+                f"{label} failed on the student's batch. Other inputs go to it by "
+                "Teacher(..., input_fn=...), another type by Teacher(..., dtype=...)."
+            )
+        raise

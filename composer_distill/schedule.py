@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Real
 
+import numpy as np
 from composer.core import State, Time, TimeUnit
 
 Weight = float | Callable[[State], float]
@@ -44,6 +45,14 @@ class Window:
     def is_over(self, state: State) -> bool:
         """Return whether the window has closed, and no later batch of this training is inside."""
         return _reached(self.end, state)
+
+    def is_idle(self, state: State) -> bool:
+        """Return whether no batch of this training lies inside, as far as units can be compared."""
+        for end in (self.end, Time(1.0, TimeUnit.DURATION)):
+            start, bound = _comparable(self.start, end, state)
+            if start is not None and bound is not None and start >= bound:
+                return True
+        return False
 
     def check(self, state: State) -> None:
         """Compare bounds of unlike units, now that the Trainer knows how long an epoch is.
@@ -90,7 +99,9 @@ def to_time(value: float | str | Time, name: str) -> Time:
     elif isinstance(value, Time):
         time = value
     elif isinstance(value, Real) and not isinstance(value, bool):
-        time = Time(float(value), TimeUnit.DURATION)
+        # a float32 0.1 is meant as 0.1, and prints so
+        exact = float(str(value)) if isinstance(value, np.floating) else float(value)
+        time = Time(exact, TimeUnit.DURATION)
     else:
         raise TypeError(
             f"{name} must be a fraction of training, a Composer time string or a Time, "
@@ -135,7 +146,14 @@ def weight_now(weight: Weight, state: State, name: str) -> float:
     """
     if not callable(weight):
         return float(weight)
-    value = float(weight(state))
+    found = weight(state)
+    try:
+        value = float(found)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} is a schedule that must return a number, got {found!r} at batch "
+            f"{int(state.timestamp.batch)}. Return a float."
+        ) from error
     _check_value(value, name, f" at batch {int(state.timestamp.batch)}")
     return value
 

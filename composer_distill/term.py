@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from composer_distill.comparison import Comparison, labelled, selects_positions
 from composer_distill.losses import DistillationLoss
 from composer_distill.observer import Observer
-from composer_distill.outputs import extract_logits
+from composer_distill.outputs import check_class_axis, extract_logits
 from composer_distill.panel import TeacherPanel
 from composer_distill.positions import MaskFn, aligned_labels, kept_positions
 from composer_distill.task import Task, task_of
@@ -100,6 +100,8 @@ class DistillationTerm:
         if mask is not None and not isinstance(self.kd_loss_fn, DistillationLoss):
             axis = -1 if mask.shape == student.shape[:-1] else axis
         labels = aligned_labels(view, student, task, axis)
+        if isinstance(self.kd_loss_fn, DistillationLoss):
+            check_class_axis(view, student, axis)
         if getattr(self.kd_loss_fn, "needs_labels", False):
             mask = labelled(mask, labels)
         is_language = isinstance(view, Mapping) and student.ndim == 3

@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 from torch import nn
 from torch.nn import functional as F
 
-from composer_distill import Distillation, KLDivergence
+from composer_distill import Distillation, KLDivergence, Teacher
 
 LOSS = KLDivergence()
 
@@ -54,6 +55,33 @@ def test_a_number_of_teachers_that_is_no_integer(n):
 def test_a_negative_weight(argument):
     with pytest.raises(ValueError, match=f"{argument} must be a finite number.*got -0.5"):
         Distillation(teacher(), LOSS, **{argument: -0.5})
+
+
+def test_weights_that_train_nothing():
+    with pytest.raises(ValueError, match="are both 0, so nothing would be trained"):
+        Distillation(teacher(), LOSS, kd_loss_weight=0, org_loss_weight=0.0)
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, None, True])
+def test_a_seed_that_is_no_integer(seed):
+    with pytest.raises(TypeError, match="seed must be an integer"):
+        Distillation(teacher(), LOSS, seed=seed)
+
+
+def test_numbers_of_numpy_are_numbers():
+    algorithm = Distillation(
+        [Teacher(teacher(), weight=np.float32(2)), teacher()],
+        LOSS,
+        kd_loss_weight=np.float32(0.5),
+        n_teachers_to_sample=np.int64(1),
+        seed=np.int64(3),
+    )
+    assert (algorithm.n_teachers_to_sample, algorithm.seed) == (1, 3)
+
+
+def test_a_checkpoint_that_is_no_path():
+    with pytest.raises(TypeError, match="keys must be paths or URIs of checkpoints, got 1"):
+        Distillation({1: teacher()}, LOSS)
 
 
 def test_a_window_the_wrong_way_round():

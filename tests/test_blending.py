@@ -108,6 +108,12 @@ def test_other_kinds_are_refused(loss):
         task_loss(loss)
 
 
+@pytest.mark.parametrize("loss", [{"ce": torch.tensor(1.0), "n": 3.0}, {"total": None}, (1.0,)])
+def test_entries_that_are_no_tensors_are_refused(loss):
+    with pytest.raises(TypeError, match="must be a tensor, tuple, list or dict of tensors, got"):
+        task_loss(loss)
+
+
 def test_an_empty_loss_is_refused():
     with pytest.raises(TypeError, match="at least one tensor"):
         task_loss(())

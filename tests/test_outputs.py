@@ -6,7 +6,7 @@ import torch
 from composer.models import ComposerModel
 from torch import nn
 
-from composer_distill.outputs import call_model, check_shapes, extract_logits
+from composer_distill.outputs import call_model, check_class_axis, check_shapes, extract_logits
 
 LOGITS = torch.zeros(2, 3)
 
@@ -130,3 +130,26 @@ def test_a_module_that_names_none_of_the_keys_gets_the_mapping():
     model = Plain()
     call_model(model, MAPPING)
     assert set(model.seen) == {"input_ids", "attention_mask", "extra"}
+
+
+MAPS, CLASSES_OF_PIXELS = torch.zeros(2, 5, 4, 6), torch.zeros(2, 4, 6, dtype=torch.long)
+
+
+def test_classes_on_axis_1_and_a_loss_over_the_last_are_refused():
+    with pytest.raises(ValueError, match=r"lie on axis 1. Pass the loss with dim=1"):
+        check_class_axis((X, CLASSES_OF_PIXELS), MAPS, -1)
+
+
+@pytest.mark.parametrize(
+    ("batch", "logits", "axis"),
+    [
+        ((X, CLASSES_OF_PIXELS), MAPS, 1),
+        ((X, CLASSES_OF_PIXELS), MAPS.movedim(1, -1), -1),
+        ((X, Y), LOGITS, -1),
+        ((X, None), MAPS, -1),
+        (X, MAPS, -1),
+        (MAPPING, MAPS, -1),
+    ],
+)
+def test_classes_where_the_loss_takes_them_pass(batch, logits, axis):
+    check_class_axis(batch, logits, axis)

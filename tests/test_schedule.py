@@ -1,6 +1,7 @@
 import datetime
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from composer.core import Time, Timestamp, TimeUnit
 from composer.optim import LinearScheduler
@@ -106,6 +107,35 @@ def test_start_after_end_in_unlike_units_is_refused_once_known(start, end, max_d
 )
 def test_windows_in_unlike_units_pass(start, end):
     Window(to_time(start, "start_dur"), to_time(end, "end_dur")).check(at(0, "2ep"))
+
+
+def test_float32_bounds_mean_what_they_print():
+    start, end = np.float32(0.1), np.float32(0.3)
+    assert active_batches(start, end, "2ep") == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "idle"),
+    [
+        ("1ba", "1ba", True),
+        (1, 1.0, True),
+        ("500ba", 1.0, True),
+        ("2ep", 1.0, True),
+        (0.5, "5ba", True),
+        (0.0, 1.0, False),
+        ("19ba", 1.0, False),
+        ("5tok", "1ba", False),
+    ],
+)
+def test_a_window_without_batches_is_known(start, end, idle):
+    window = Window(to_time(start, "start_dur"), to_time(end, "end_dur"))
+    assert window.is_idle(at(0, "2ep")) is idle
+
+
+@pytest.mark.parametrize("found", [None, "much"])
+def test_a_schedule_must_return_a_number(found):
+    with pytest.raises(TypeError, match="kd_loss_weight is a schedule that must return a number"):
+        weight_now(lambda state: found, at(3, "20ba"), "kd_loss_weight")
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, 3, "-1ba", "1.5dur", float("nan"), "half", "0.5"])

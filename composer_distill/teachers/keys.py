@@ -70,7 +70,8 @@ def match_keys(
         {'w': 'module.w'}
     """
     sets = tuple(aliases)
-    candidates = [_match(model, file, sets, rename, change) for rename, change in _renamings()]
+    renamings = [*_renamings(), *_wrapper(file)]
+    candidates = [_match(model, file, sets, rename, change) for rename, change in renamings]
     found = [match for match in candidates if match is not None]
     for match in found:
         if match.complete:
@@ -90,6 +91,16 @@ def _renamings() -> list[tuple[Callable[[str], str], str]]:
         for prefix in PREFIXES
     ]
     return [(lambda key: key, ""), *removals, *additions]
+
+
+def _wrapper(file: Mapping[str, Spec]) -> list[tuple[Callable[[str], str], str]]:
+    """Return how to take off the attribute that a wrapper holds its one model in, if it has one."""
+    heads = {key.partition(".")[0] + "." for key in file}
+    if len(heads) != 1 or heads & set(PREFIXES):
+        return []
+    (head,) = heads
+    what = f"the prefix {head!r} was removed from the file's keys"
+    return [(lambda key: key.removeprefix(head), what)]
 
 
 def _match(

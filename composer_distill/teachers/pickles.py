@@ -89,8 +89,11 @@ def read_pickled(file: Path | IO[bytes], *, mmap: bool = False) -> Any:
         if isinstance(error, pickle.UnpicklingError) and asked:
             raise ValueError(refusal(asked[1])) from error
         raise ValueError(
-            f"it cannot be read as tensors and plain data ({reason(error)})"
-        ) from error
+            "it cannot be read as tensors and plain data"
+            + ("" if "weights_only" in str(error) else f" ({reason(error)})")
+            + ": it is damaged, no checkpoint, or written in another pickle protocol than "
+            "torch.save's. Have whoever trusts it save its state_dict() with torch.save"
+        ) from None
 
 
 def read_metadata(file: Path) -> metadata.Metadata:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ def to_teachers(teachers: Any) -> tuple[Teacher, ...]:
     """
     if isinstance(teachers, Mapping):
         entries = [_from_checkpoint(source, model) for source, model in teachers.items()]
+    elif isinstance(teachers, nn.ModuleDict):
+        entries = [_to_teacher(entry, index) for index, entry in enumerate(teachers.values())]
     elif isinstance(teachers, (Teacher, nn.Module)) and not isinstance(teachers, nn.ModuleList):
         entries = [_to_teacher(teachers, 0)]
     elif isinstance(teachers, Iterable) and not isinstance(teachers, (str, bytes)):
@@ -99,6 +102,11 @@ def _from_checkpoint(source: Any, model: Any) -> Teacher:
             f"teachers[{str(source)!r}] must be the model that the weights go into, "
             f"got {type(model).__name__}. Pass {{path: model}}; for options, a list of "
             "Teacher(model, checkpoint=path, ...)."
+        )
+    if not isinstance(source, (str, Path)):
+        raise TypeError(
+            f"teachers is a mapping, so its keys must be paths or URIs of checkpoints, got "
+            f"{source!r}. For models without checkpoints pass a list."
         )
     return Teacher(model, checkpoint=source)
 

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +235,7 @@ def _refuse(options: dict[str, Any], arguments: tuple[str, ...], method: str) ->
 
 
 def _checked_weight(weight: float, label: str) -> float:
-    number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    number = isinstance(weight, Real) and not isinstance(weight, bool)
     if not number or not math.isfinite(weight) or weight <= 0:
         raise ValueError(
             f"{label}: weight must be a positive finite number, but is {weight!r}; leave the "

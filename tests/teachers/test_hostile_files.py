@@ -56,6 +56,16 @@ def test_a_bare_pickle(zoo, tmp_path, witness, protocol):
     )
 
 
+@pytest.mark.parametrize("protocol", range(6))
+def test_no_error_advises_to_switch_safety_off(zoo, tmp_path, protocol):
+    path = tmp_path / "evil.pkl"
+    path.write_bytes(pickle.dumps({"weight": Stranger()}, protocol))
+    with pytest.raises(ValueError, match="evil.pkl") as caught:
+        load_weights(nn.Linear(2, 2), path, name="the expert")
+    assert "weights_only" not in str(caught.value)
+    assert "torch.load" not in str(caught.value)
+
+
 class Stranger:
     pass
 

@@ -54,3 +54,13 @@ def test_an_incomplete_match_reports_the_closest_reading():
 def test_one_of_several_names_of_a_tensor_is_enough():
     assert match_keys(specs("a", "b"), specs("a"), [frozenset({"a", "b"})]).complete
     assert not match_keys(specs("a", "b"), specs("a")).complete
+
+
+def test_the_attribute_of_a_wrapper_is_taken_off():
+    spec = Spec((2,), torch.float32)
+    match = match_keys({"0.weight": spec}, {"backbone.0.weight": spec})
+    assert match.complete
+    assert match.pairs == {"0.weight": "backbone.0.weight"}
+    assert match.change == "the prefix 'backbone.' was removed from the file's keys"
+    several = match_keys({"0.weight": spec}, {"backbone.0.weight": spec, "head.weight": spec})
+    assert not several.complete

@@ -19,7 +19,7 @@ def test_loading_keeps_within_its_bars(capsys):
     specification = importlib.util.spec_from_file_location("loading", BENCHMARK)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    assert module.main(128) <= 1.1
+    assert module.main(256) <= 1.1
     assert capsys.readouterr().out.count("in all, built on meta") == len(module.SOURCES)
 
 
