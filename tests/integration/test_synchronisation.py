@@ -1,0 +1,119 @@
+"""The contract of cheapness: no microbatch makes the host wait for the device.
+
+A number that is read out of a tensor, or a shape that depends on values, makes the host wait until
+the device has computed it. Without a mask nothing of the kind may happen in a microbatch; once a
+batch it may.
+"""
+
+from collections import Counter
+from contextlib import contextmanager
+
+import pytest
+import torch
+from composer.core import Event
+from integration.harness import Classifier, fit, forward_kl, mlp
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from composer_distill import Distillation, KLDivergence
+from composer_distill.meters import BatchMeter
+
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal")
+READING = ("tolist", "numpy", "cpu")
+PER_MICROBATCH = (Event.AFTER_FORWARD, Event.AFTER_LOSS, Event.BEFORE_BACKWARD)
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operations for whose result the host waits; ``item`` and ``bool`` are such."""
+
+    def __init__(self, noted):
+        super().__init__()
+        self.noted = noted
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name.startswith(WAITING):
+            self.noted.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def watched(noted):
+    """Note into ``noted`` each wait inside."""
+
+    def noting(name, original):
+        def method(self, *args, **kwargs):
+            noted.append(name)
+            return original(self, *args, **kwargs)
+
+        return method
+
+    with pytest.MonkeyPatch.context() as patch, Waits(noted):
+        for name in READING:
+            patch.setattr(Tensor, name, noting(name, getattr(Tensor, name)))
+        yield
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """Return the waits of a run's microbatches, and the events that were watched."""
+    noted, events = [], Counter()
+    apply, add = Distillation.apply, BatchMeter.add
+
+    def watched_apply(self, event, state, logger):
+        if event not in PER_MICROBATCH:
+            return apply(self, event, state, logger)
+        events[event.value] += 1
+        with watched(noted):
+            return apply(self, event, state, logger)
+
+    def watched_add(self, values, share):
+        events["add"] += 1
+        with watched(noted):
+            return add(self, values, share)
+
+    monkeypatch.setattr(Distillation, "apply", watched_apply)
+    monkeypatch.setattr(BatchMeter, "add", watched_add)
+    return noted, events
+
+
+TERMS = {
+    "one teacher": lambda: Distillation(mlp(1), KLDivergence(2.0)),
+    "sampled teachers": lambda: Distillation(
+        [mlp(1), mlp(2), mlp(3)], KLDivergence(2.0), n_teachers_to_sample=2
+    ),
+    "mixed probabilities": lambda: Distillation(
+        [mlp(1), mlp(2)], KLDivergence(2.0), combine="probabilities"
+    ),
+    "skipping": lambda: Distillation(mlp(1), KLDivergence(2.0), on_nonfinite="skip"),
+    "a plain callable": lambda: Distillation(mlp(1), forward_kl(2.0)),
+}
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_no_microbatch_makes_the_host_wait(waits, name):
+    noted, events = waits
+    fit(Classifier(mlp(0)), TERMS[name](), max_duration="2ep", device_train_microbatch_size=5)
+    assert noted == []
+    assert events["after_loss"] == events["add"] == 8
+
+
+def waiting_distance(read):
+    def distance(student, teacher):
+        read((student - teacher).square().mean())
+        return (student - teacher).square().mean()
+
+    return distance
+
+
+READERS = [Tensor.item, bool, float, Tensor.tolist, Tensor.nonzero, Tensor.cpu]
+
+
+@pytest.mark.parametrize("read", READERS, ids=lambda read: read.__name__)
+def test_the_test_sees_a_host_that_waits(waits, read):
+    noted, _ = waits
+    # the methods of Tensor are looked up by name, as any caller does
+    named = (lambda x: getattr(x, read.__name__)()) if read not in (bool, float) else read
+    term = Distillation(mlp(1), waiting_distance(named), telemetry=False)
+    fit(Classifier(mlp(0)), term, max_duration="1ba")
+    assert len(noted) == 1
