@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from integration.harness import batch_norm_mlp
-from integration.workers import ranks
+from integration.workers import evaluating, ranks
 
 from composer_distill.sampling import sample_teachers
 
@@ -146,3 +146,50 @@ def test_sharded_teachers_answer_as_whole_ones(two, kind):
 
 def test_small_teachers_stay_whole_beside_a_sharded_student(two):
     assert two("auto_sharding")["cut"] is False
+
+
+@pytest.fixture(scope="module")
+def evaluated_alone():
+    return ranks.padded_evaluations(None)["log"]
+
+
+@pytest.mark.filterwarnings("ignore:Cannot split tensor of length")
+@pytest.mark.parametrize("label", evaluating.SETS)
+def test_a_sample_that_fills_up_an_evaluation_set_counts_once(two, evaluated_alone, label):
+    names = [name for name in evaluated_alone if name.startswith(f"metrics/{label}/")]
+    assert {name.split("/", 2)[2] for name in names} == {
+        "teacher_agreement",
+        "teacher_kl",
+        *(
+            f"{owner}{metric}"
+            for owner in ("", "teacher_0/", "teacher_1/")
+            for metric in ("MulticlassAccuracy", "CrossEntropy")
+        ),
+    }
+    for rank in (0, 1):
+        together = two("padded_evaluations", rank)["log"]
+        for name in names:
+            expected = [value for _, value in evaluated_alone[name]]
+            assert [value for _, value in together[name]] == pytest.approx(expected, rel=1e-5), name
+
+
+LOADED = ["loaded_ddp", "loaded_fsdp2_without_distillation", "loaded_fsdp2"]
+
+
+@pytest.mark.parametrize("scenario", LOADED)
+def test_a_run_of_two_processes_that_loads_its_middle_ends_bitwise_like_the_straight_one(
+    two, scenario
+):
+    for rank in (0, 1):
+        run = two(scenario, rank)
+        assert run["batches"] == 8
+        torch.testing.assert_close(run["resumed"], run["straight"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("sharding", ["replicated", "sharded"])
+def test_a_teacher_from_the_meta_device_answers_as_an_ordinary_one(two, sharding):
+    found = two("meta_teachers")
+    for name in filter(measured, found["ordinary"]):
+        expected = [value for _, value in found["ordinary"][name]]
+        assert [v for _, v in found[sharding][name]] == pytest.approx(expected, rel=1e-5), name
+    assert len(found[sharding]["loss/train/kd"]) == 4

@@ -9,7 +9,6 @@ from collections import Counter
 from contextlib import contextmanager
 
 import pytest
-import torch
 from composer.core import Event
 from integration.harness import Classifier, fit, forward_kl, mlp
 from torch import Tensor

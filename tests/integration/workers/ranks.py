@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from composer.core import Callback
 from composer.models import ComposerModel
 from composer.utils import FSDP2Config, dist
 from integration.harness import (
@@ -26,28 +25,18 @@ from integration.harness import (
     trainer_for,
     weights,
 )
+from integration.workers.common import Crash, distil, found, share
+from integration.workers.evaluating import padded_evaluations
+from integration.workers.meta_teachers import meta_teachers
+from integration.workers.resuming import (
+    loaded_ddp,
+    loaded_fsdp2,
+    loaded_fsdp2_without_distillation,
+)
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from composer_distill import Distillation, KLDivergence
-
-BATCH = 10
-
-
-def share(n=40, batch_size=BATCH, shuffle=False):
-    """Return this rank's part of batches that hold ``batch_size`` samples over all ranks."""
-    data = dataset(n)
-    sampler = dist.get_sampler(data, shuffle=shuffle, drop_last=False)
-    return DataLoader(data, batch_size=batch_size // dist.get_world_size(), sampler=sampler)
-
-
-def distil(teachers=None, **kwargs):
-    teachers = [mlp(seed) for seed in (1, 2, 3, 4)] if teachers is None else teachers
-    return Distillation(teachers, KLDivergence(2.0), n_teachers_to_sample=1, **kwargs)
-
-
-def found(trainer):
-    return {"weights": weights(trainer.state.model), "log": entries_of(trainer)}
 
 
 def equal_microbatches(folder):
@@ -134,17 +123,6 @@ def teacher_untouched(folder):
     teacher = batch_norm_mlp(1)
     fit(Classifier(batch_norm_mlp(0)), distil([teacher]), train_dataloader=share())
     return {"teacher": weights(teacher)}
-
-
-class Crash(Callback):
-    """Stops a run at the start of one batch, as a machine that fails does."""
-
-    def __init__(self, batch):
-        self.batch = batch
-
-    def batch_start(self, state, logger):
-        if int(state.timestamp.batch) == self.batch:
-            raise KeyboardInterrupt
 
 
 def resumed(folder):
@@ -249,14 +227,26 @@ SCENARIOS = [
     streams_after_a_noisy_teacher,
     teacher_untouched,
     resumed,
+    padded_evaluations,
+    loaded_ddp,
 ]
-SHARDED = [sharded_students, auto_sharding]
+SHARDED = [
+    sharded_students,
+    auto_sharding,
+    loaded_fsdp2,
+    loaded_fsdp2_without_distillation,
+    meta_teachers,
+]
 
 
 def main(folder):
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
+    # torch's own, when it writes a sharded checkpoint
+    warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+    # Composer's own, at the short last batch of a set
+    warnings.filterwarnings("ignore", message="Cannot split tensor of length")
     for scenario in SCENARIOS + SHARDED:
         try:
             result = scenario(folder)
