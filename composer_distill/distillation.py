@@ -21,7 +21,7 @@ from composer_distill.blending import blend, task_loss
 from composer_distill.evaluation import TeacherEvaluation
 from composer_distill.logbook import Logbook
 from composer_distill.observer import Observer
-from composer_distill.panel import TeacherPanel
+from composer_distill.panel import TeacherPanel, agree_on_memory
 from composer_distill.positions import MaskFn, check_mask_fn
 from composer_distill.schedule import Weight, Window, check_weight, to_time, weight_now
 from composer_distill.teachers import Teacher
@@ -277,6 +277,7 @@ class Distillation(Algorithm):
             distance, self._values, self._count = self._distance.measure(
                 state, view, trust_labels=trust_labels
             )
+            agree_on_memory(state)
             self._term = distance * kd_weight
             self._view = None
         if not self._joins_late:
