@@ -7,14 +7,9 @@ import torch
 from torch import Tensor
 
 from composer_distill.losses.base import DistillationLoss, Schedule
-from composer_distill.losses.kernel import (
-    Formula,
-    Softened,
-    divergence,
-    log_ratio,
-    through_softmax,
-)
+from composer_distill.losses.kernel import divergence
 from composer_distill.losses.rows import check_number, check_temperature
+from composer_distill.losses.softened import Formula, Softened, log_ratio, through_softmax
 
 
 def _formula(mu: float) -> Formula:

@@ -6,8 +6,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from composer_distill.losses.base import DistillationLoss, Schedule
-from composer_distill.losses.kernel import Formula, Softened, divergence
+from composer_distill.losses.kernel import divergence
 from composer_distill.losses.rows import check_number, check_temperature
+from composer_distill.losses.softened import Formula, Softened
 
 
 def _formula(alpha: float, beta: float) -> Formula:

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from composer_distill.losses.base import DistillationLoss, Schedule
-from composer_distill.losses.kernel import soften
 from composer_distill.losses.rows import (
     check_dim,
     check_inputs,
@@ -13,6 +12,7 @@ from composer_distill.losses.rows import (
     check_temperature,
     select_rows,
 )
+from composer_distill.losses.softened import soften
 
 
 def dist(

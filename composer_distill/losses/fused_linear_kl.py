@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from composer_distill.losses.base import Schedule
-from composer_distill.losses.kernel import scale_gradient, values_and_gradient
+from composer_distill.losses.kernel import chunked, scale_gradient
 from composer_distill.losses.kl_divergence import FORWARD_KL, KLDivergence, kl_divergence
 from composer_distill.losses.rows import (
     as_rows,
@@ -195,26 +195,26 @@ def _fused(
     d_hidden = torch.zeros_like(hidden, dtype=dtype) if wanted[0] else None
     d_weight = torch.zeros_like(weight, dtype=dtype) if wanted[1] else None
     d_bias = torch.zeros_like(weight[:, 0], dtype=dtype) if wanted[2] else None
-    size = max(1, _ENTRIES // weight.shape[0])
+    size, factor = max(1, _ENTRIES // weight.shape[0]), temperature**2 / divisor
     for start in range(0, n, size):
         at = slice(start, start + size) if index is None else index[start : start + size]
         rows = hidden[at]
         student = nn.functional.linear(rows, weight, bias).to(dtype)
         teacher = nn.functional.linear(teacher_hidden[at], teacher_weight, teacher_bias).to(dtype)
-        values, gradient, _ = values_and_gradient(
-            student, teacher, None, temperature, FORWARD_KL, any(wanted), overwrite=True
+        part = chunked(
+            student, teacher, None, FORWARD_KL, temperature, factor, any(wanted), overwrite=True
         )
-        total += values.sum()
+        total += part.total
+        gradient = part.gradient
+        if gradient is None:
+            continue
         if d_hidden is not None:
             d_hidden[at] = (gradient.to(weight.dtype) @ weight).to(dtype)
         if d_weight is not None:
             d_weight.addmm_(gradient.T, rows.to(dtype))
         if d_bias is not None:
             d_bias += gradient.sum(0)
-    for gradient in (d_hidden, d_weight, d_bias):
-        if gradient is not None:
-            gradient.mul_(temperature / divisor)
-    return total * (temperature**2 / divisor), d_hidden, d_weight, d_bias
+    return total, d_hidden, d_weight, d_bias
 
 
 def _check_reduction(reduction: str) -> None:

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from composer_distill.losses.base import DistillationLoss, Schedule
-from composer_distill.losses.kernel import log_ratio, soften
 from composer_distill.losses.rows import (
     check_dim,
     check_inputs,
@@ -14,6 +13,7 @@ from composer_distill.losses.rows import (
     reduce_rows,
     select_rows,
 )
+from composer_distill.losses.softened import log_ratio, soften
 
 
 def ikl(

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from composer_distill.losses.base import DistillationLoss, Schedule
-from composer_distill.losses.kernel import (
-    Formula,
-    Softened,
-    bounded_log_ratio,
-    divergence,
-    student_over_mixture,
-    through_softmax,
-)
+from composer_distill.losses.kernel import divergence
 from composer_distill.losses.kl_divergence import FORWARD_KL
 from composer_distill.losses.reverse_kl_divergence import REVERSE_KL
 from composer_distill.losses.rows import check_number, check_temperature
+from composer_distill.losses.softened import (
+    Formula,
+    Softened,
+    bounded_log_ratio,
+    student_over_mixture,
+    through_softmax,
+)
 
 
 def mixture_formula(beta: float, scaled: bool) -> Formula:

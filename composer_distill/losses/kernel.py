@@ -6,14 +6,13 @@ alone and has a closed form, so one pass over a few rows at a time, small enough
 leaves nothing behind but the gradient, in the student's own type.
 """
 
-from collections.abc import Callable
+import math
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from composer_distill.losses.rows import (
-    FLOOR,
     Reduction,
     as_rows,
     check_dim,
@@ -25,84 +24,28 @@ from composer_distill.losses.rows import (
     restore_layout,
     select_rows,
 )
+from composer_distill.losses.softened import Formula, soften, soften_chunk
 
-# Entries of one chunk. Four float32 tensors of this size for each thread stay in a core's second
-# level cache; a GPU wants far larger ones, to be busy between two launches.
+# Entries of one chunk. Four float32 tensors of this size for each thread stay in cache; a GPU wants
+# far larger ones, to be busy between two launches.
 _CPU_ENTRIES_PER_THREAD = 2**17
 _GPU_ENTRIES = 2**24
-# Below this the time goes into starting operations.
-_SMALL_ENTRIES = 2**15
 
 
-class Softened(NamedTuple):
-    """Rows of logits over the temperature, their softmax, and their log-sum-exp.
-
-    The log-sum-exp is ``(N, 1)``, or the scalar 0 where the logits are normalised.
-    """
-
-    logits: Tensor
-    probs: Tensor
-    lse: Tensor
-
-
-class Formula(NamedTuple):
-    """One divergence, twice: to be differentiated, and with its gradient.
+class Chunked(NamedTuple):
+    """A divergence added up over rows, and its gradient.
 
     Attributes:
-        terms: From student and teacher to the terms ``(N, C)`` that add up to the divergence, in
-            operations that autograd and ``torch.compile`` understand.
-        rows: From student, teacher and whether a gradient is wanted to the values ``(N,)`` and the
-            gradient ``(N, C)`` with respect to the student's logits over the temperature. It may
-            overwrite what it is given.
+        total: The sum, a scalar.
+        gradient: ``(N, C)``, in the student's type; None where it was not wanted.
+        scale: ``(N,)``, by which the gradient's rows are still to be multiplied; None for 1.
+            float16 cannot hold what is far below 1, such as a probability among 100 000, so its
+            rows are divided by their largest entry.
     """
 
-    terms: Callable[[Softened, Softened], Tensor]
-    rows: Callable[[Softened, Softened, bool], tuple[Tensor, Tensor | None]]
-
-
-def soften(logits: Tensor, temperature: float) -> Softened:
-    """Return the softmax of rows of logits and what its logarithm needs, finite everywhere."""
-    scaled = logits.clamp(min=FLOOR)
-    if temperature != 1.0:
-        scaled = scaled * (1.0 / temperature)
-    return Softened(scaled, scaled.softmax(-1), scaled.logsumexp(-1, keepdim=True))
-
-
-def log_ratio(student: Softened, teacher: Softened) -> Tensor:
-    """Return ``log p - log q``, exactly zero where student and teacher are equal."""
-    return (teacher.logits - student.logits) + (student.lse - teacher.lse)
-
-
-def bounded_log_ratio(student: Softened, teacher: Softened) -> Tensor:
-    """Return ``log p - log q`` between -80 and 80, for divergences from a mixture of p and q.
-
-    Beyond, the smaller of the two no longer matters to the mixture, and its exponential must not
-    overflow.
-    """
-    return log_ratio(student, teacher).clamp(-80.0, 80.0)
-
-
-def student_over_mixture(ratio: Tensor, share: float) -> Tensor:
-    """Return ``log q - log m`` for ``m = share p + (1 - share) q``.
-
-    Args:
-        ratio: What :func:`bounded_log_ratio` returns.
-        share: The teacher's share of the mixture.
-
-    Returns:
-        A tensor that is exactly zero where p and q are equal.
-    """
-    return (share * ratio.expm1()).log1p().neg()
-
-
-def through_softmax(direction: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``q * (direction - <q, direction>)`` and ``<q, direction>``; overwrites ``direction``.
-
-    This is the gradient with respect to the logits of what has the gradient ``direction`` with
-    respect to the probabilities ``q``.
-    """
-    mean = torch.linalg.vecdot(q, direction)
-    return direction.sub_(mean.unsqueeze(-1)).mul_(q), mean
+    total: Tensor
+    gradient: Tensor | None
+    scale: Tensor | None
 
 
 def divergence(
@@ -140,12 +83,15 @@ def divergence(
     index = None
     if mask is not None and not bool(mask.all()):
         index = mask.reshape(-1).nonzero().squeeze(1)
-    s, t = as_rows(student, dim), as_rows(teacher.detach(), dim)
+    s, t = as_rows(student, dim), as_rows(teacher, dim)
+    if chosen == "mean":
+        factor /= max((s if index is None else index).shape[0], 1)
+    elif chosen == "batchmean":
+        factor /= max(student.shape[0], 1)
     if s.requires_grad and torch.is_grad_enabled():
-        values = cast(Tensor, _Chunked.apply(s, t, index, temperature, factor, formula))
-    else:
-        values = values_and_gradient(s, t, index, temperature, formula, False)[0] * factor
-    return reduce_rows(values, None, chosen, student, dim)
+        return cast(Tensor, _WithGradient.apply(s, t, index, formula, temperature, factor))
+    with torch.no_grad():
+        return chunked(s, t, index, formula, temperature, factor, False).total
 
 
 def _plain(
@@ -165,8 +111,8 @@ def _plain(
     return reduce_rows(factor * terms.sum(-1), rows.keep, reduction, student, dim)
 
 
-class _Chunked(torch.autograd.Function):
-    """One value a row; stores the gradient of each, in the student's type, and nothing else."""
+class _WithGradient(torch.autograd.Function):
+    """Stores the gradient, in the student's type, and nothing else."""
 
     @staticmethod
     def forward(
@@ -174,26 +120,19 @@ class _Chunked(torch.autograd.Function):
         student: Tensor,
         teacher: Tensor,
         index: Tensor | None,
+        formula: Formula,
         temperature: float,
         factor: float,
-        formula: Formula,
     ) -> Tensor:
-        values, gradient, scale = values_and_gradient(
-            student, teacher, index, temperature, formula, True
-        )
-        ctx.save_for_backward(gradient, scale, index)
-        ctx.factor, ctx.rows = factor / temperature, student.shape[0]
-        return values * factor
+        found = chunked(student, teacher, index, formula, temperature, factor, True)
+        ctx.save_for_backward(found.gradient, found.scale, index)
+        ctx.rows = student.shape[0]
+        return found.total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         gradient, scale, index = ctx.saved_tensors
-        weight = grad_outputs[0].detach()
-        # One weight for all rows, as after a mean: a scalar multiplies without a conversion.
-        uniform = scale is None and weight.numel() > 0 and weight.stride(0) == 0
-        weight = weight[0] if uniform else weight.unsqueeze(1)
-        weight = weight * ctx.factor if scale is None else weight * ctx.factor * scale.unsqueeze(1)
-        gradient = scale_gradient(gradient, weight)
+        gradient = scale_gradient(gradient, grad_outputs[0].detach(), scale)
         if index is not None:
             whole = gradient.new_zeros(ctx.rows, gradient.shape[1])
             gradient = whole.index_copy_(0, index, gradient)
@@ -215,19 +154,22 @@ class _NotTwice(torch.autograd.Function):
         )
 
 
-def scale_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
-    """Return a saved gradient times ``weight``, a scalar or one entry a row.
+def scale_gradient(gradient: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Return a saved gradient times ``weight``, a scalar, and times ``scale``, one entry a row.
 
     The saved tensor itself becomes the result, so that there is never a second one of its size;
     where the graph is kept for another backward it must stay as it is.
     """
     if _graph_is_kept():
         gradient = gradient.clone()
-    if weight.ndim == 0 or weight.dtype == gradient.dtype:
-        return gradient.mul_(weight)
+    if scale is None:
+        # Only the CPU tells a value without waiting for the device
+        is_one = weight.device.type == "cpu" and weight.item() == 1.0
+        return gradient if is_one else gradient.mul_(weight)
+    by_row = (scale * weight).unsqueeze(1)
     # Of unlike types torch would make a whole copy first.
     for start, stop in _chunks(gradient.shape[0], gradient.shape[1], gradient.device):
-        gradient[start:stop].mul_(weight[start:stop])
+        gradient[start:stop].mul_(by_row[start:stop])
     return gradient
 
 
@@ -246,57 +188,72 @@ def _chunks(rows: int, classes: int, device: torch.device) -> list[tuple[int, in
     return [(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
-def _soften_chunk(logits: Tensor, dtype: torch.dtype, temperature: float) -> Softened:
-    # Not in place where the type is already right: that would change the caller's logits.
-    same = logits.dtype == dtype
-    scaled = logits.clamp(min=FLOOR) if same else logits.to(dtype).clamp_(min=FLOOR)
-    if temperature != 1.0:
-        scaled.mul_(1.0 / temperature)
-    if scaled.numel() <= _SMALL_ENTRIES:
-        # Few operations count more than few exponentials; normalised logits need no log-sum-exp.
-        log_probs = scaled.log_softmax(-1)
-        return Softened(log_probs, log_probs.exp(), log_probs.new_zeros(()))
-    probs = scaled.softmax(-1)
-    # The largest probability is exp(0) / Z, so this is max + log Z without another exponential.
-    lse = scaled.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log()
-    return Softened(scaled, probs, lse)
-
-
-def values_and_gradient(
+def chunked(
     student: Tensor,
     teacher: Tensor,
     index: Tensor | None,
-    temperature: float,
     formula: Formula,
+    temperature: float,
+    factor: float,
     wanted: bool,
     *,
     overwrite: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the values ``(N,)``, their gradients ``(N, C)`` and a scale of the gradients.
+) -> Chunked:
+    """Return ``factor`` times the sum of a divergence over rows, and its gradient.
 
-    The gradient is with respect to the logits over the temperature, in the student's type. Its
-    rows are empty where it is not ``wanted``. float16 cannot hold what is far below 1, such as a
-    probability among 100 000, so its rows are divided by their largest entry, the scale. Where the
-    student's logits may be ``overwrite``-n, their memory becomes the gradient's.
+    Args:
+        student: The student's logits, ``(N, C)``.
+        teacher: The teacher's logits, ``(N, C)``.
+        index: The rows that count; None for all.
+        formula: Which divergence.
+        temperature: Divides the logits of both.
+        factor: What the sum and its gradient are multiplied by.
+        wanted: Whether a gradient is.
+        overwrite: Whether the memory of the student's logits may become the gradient's.
     """
     dtype = compute_dtype(student, teacher)
-    n = student.shape[0] if index is None else index.shape[0]
-    if n * student.shape[1] <= _SMALL_ENTRIES and index is None and student.dtype == dtype:
-        q, p = (_soften_chunk(logits, dtype, temperature) for logits in (student, teacher))
-        values, small_gradient = formula.rows(q, p, wanted)
-        return values, values if small_gradient is None else small_gradient, None
-    values = torch.empty(n, dtype=dtype, device=student.device)
+    n, slope = (student if index is None else index).shape[0], factor / temperature
+    chunks = _chunks(n, student.shape[1], student.device)
+    if len(chunks) == 1 and index is None and student.dtype == dtype:
+        total, gradient = _total_and_gradient(formula, student, teacher, dtype, temperature, wanted)
+        return Chunked(total * factor, None if gradient is None else gradient.mul_(slope), None)
+    total = torch.zeros((), dtype=dtype, device=student.device)
     gradient = student if overwrite else student.new_empty(n if wanted else 0, student.shape[1])
-    scale = torch.ones_like(values) if student.dtype == torch.float16 and wanted else None
-    for start, stop in _chunks(n, student.shape[1], student.device):
+    scale = total.new_empty(n) if student.dtype == torch.float16 and wanted else None
+    for start, stop in chunks:
         at = slice(start, stop) if index is None else index[start:stop]
-        q, p = (_soften_chunk(logits[at], dtype, temperature) for logits in (student, teacher))
-        values[start:stop], row_gradient = formula.rows(q, p, wanted)
+        part, row_gradient = _total_and_gradient(
+            formula, student[at], teacher[at], dtype, temperature, wanted
+        )
+        total += part
         if row_gradient is None:
             continue
         if scale is not None:
             largest = row_gradient.abs().amax(-1).clamp(min=torch.finfo(dtype).tiny)
-            scale[start:stop] = largest
-            row_gradient.div_(largest.unsqueeze(1))
-        gradient[start:stop] = row_gradient
-    return values, gradient, scale
+            scale[start:stop] = largest * slope
+            gradient[start:stop] = row_gradient.div_(largest.unsqueeze(1))
+        else:
+            torch.mul(row_gradient, slope, out=gradient[start:stop])
+    return Chunked(total * factor, gradient if wanted else None, scale)
+
+
+def _total_and_gradient(
+    formula: Formula,
+    student: Tensor,
+    teacher: Tensor,
+    dtype: torch.dtype,
+    temperature: float,
+    wanted: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the sum over a few rows and the gradient of each with respect to its logits over T."""
+    on_cpu = student.device.type == "cpu"
+    # On a GPU it costs less to give every class a finite logit than to wait for the sum
+    for floor in (False, True) if on_cpu else (True,):
+        q, p = (
+            soften_chunk(logits, dtype, temperature, floor=floor) for logits in (student, teacher)
+        )
+        values, gradient = formula.rows(q, p, wanted)
+        total = values.sum()
+        if floor or math.isfinite(total.item()):
+            break
+    return total, gradient  # pyright: ignore[reportPossiblyUnboundVariable]

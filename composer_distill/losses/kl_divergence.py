@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from composer_distill.losses.base import DistillationLoss, Schedule
-from composer_distill.losses.kernel import Formula, Softened, divergence, log_ratio
+from composer_distill.losses.kernel import divergence
 from composer_distill.losses.rows import check_temperature
+from composer_distill.losses.softened import Formula, Softened, add_to_rows, log_ratio
 
 
 def _terms(student: Softened, teacher: Softened) -> Tensor:
@@ -13,9 +14,9 @@ def _terms(student: Softened, teacher: Softened) -> Tensor:
 
 
 def _rows(student: Softened, teacher: Softened, wanted: bool) -> tuple[Tensor, Tensor | None]:
-    ratio = teacher.logits.sub_(student.logits)
+    ratio = teacher.logits - student.logits
     # Adding the difference of the log-sum-exps to the sum instead of to each term saves a pass.
-    values = torch.linalg.vecdot(teacher.probs, ratio) + (student.lse - teacher.lse).squeeze(-1)
+    values = add_to_rows(torch.linalg.vecdot(teacher.probs, ratio), student.lse - teacher.lse)
     return values, student.probs.sub_(teacher.probs) if wanted else None
 
 

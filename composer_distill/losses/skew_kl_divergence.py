@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from composer_distill.losses.base import DistillationLoss, Schedule
-from composer_distill.losses.kernel import (
+from composer_distill.losses.kernel import divergence
+from composer_distill.losses.rows import check_number, check_temperature
+from composer_distill.losses.softened import (
     Formula,
     Softened,
     bounded_log_ratio,
-    divergence,
     student_over_mixture,
     through_softmax,
 )
-from composer_distill.losses.rows import check_number, check_temperature
 
 
 def _formula(alpha: float) -> Formula:

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from composer_distill.losses.base import DistillationLoss, Schedule
-from composer_distill.losses.kernel import Formula, Softened, divergence
+from composer_distill.losses.kernel import divergence
 from composer_distill.losses.rows import check_temperature
+from composer_distill.losses.softened import Formula, Softened, add_to_rows
 
 
 def _terms(student: Softened, teacher: Softened) -> Tensor:
@@ -13,7 +14,7 @@ def _terms(student: Softened, teacher: Softened) -> Tensor:
 
 
 def _rows(student: Softened, teacher: Softened, wanted: bool) -> tuple[Tensor, Tensor | None]:
-    values = student.lse.squeeze(-1) - torch.linalg.vecdot(teacher.probs, student.logits)
+    values = add_to_rows(-torch.linalg.vecdot(teacher.probs, student.logits), student.lse)
     return values, student.probs.sub_(teacher.probs) if wanted else None
 
 

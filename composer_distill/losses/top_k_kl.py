@@ -5,7 +5,6 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from composer_distill.losses.base import DistillationLoss, Schedule
-from composer_distill.losses.kernel import Softened, soften
 from composer_distill.losses.rows import (
     FLOOR,
     check_dim,
@@ -15,6 +14,7 @@ from composer_distill.losses.rows import (
     reduce_rows,
     select_rows,
 )
+from composer_distill.losses.softened import Softened, add_to_rows, soften
 
 Tail = Literal["bucket", "renormalise"]
 
@@ -59,7 +59,7 @@ def top_k_kl(
 def _log_tail(softened: Softened, ids: Tensor) -> Tensor:
     """Return the log-probability of all classes but ``ids``, without cancellation."""
     rest = softened.logits.scatter(-1, ids, FLOOR)
-    return rest.logsumexp(-1) - softened.lse.squeeze(-1)
+    return add_to_rows(rest.logsumexp(-1), -softened.lse)
 
 
 def _check(k: int, tail: str) -> None:

@@ -3,8 +3,9 @@
 from torch import Tensor
 
 from composer_distill.losses.base import DistillationLoss, Schedule
-from composer_distill.losses.kernel import Formula, Softened, divergence, through_softmax
+from composer_distill.losses.kernel import divergence
 from composer_distill.losses.rows import check_temperature
+from composer_distill.losses.softened import Formula, Softened, through_softmax
 
 
 def _terms(student: Softened, teacher: Softened) -> Tensor:

@@ -1,0 +1,121 @@
+"""Softened distributions, and what divergences of two of them are written in.
+
+Everything here acts on each row by itself and is exact where student and teacher are equal.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from composer_distill.losses.rows import FLOOR
+
+# Below this the time goes into starting operations.
+_SMALL_ENTRIES = 2**15
+# With fewer classes a softmax costs more than a log-softmax and an exponential.
+_FEW_CLASSES = 64
+
+
+class Softened(NamedTuple):
+    """Rows of logits over the temperature, their softmax, and their log-sum-exp.
+
+    The log-sum-exp is ``(N, 1)``, or the number 0 where the logits are normalised.
+    """
+
+    logits: Tensor
+    probs: Tensor
+    lse: Tensor | float
+
+
+class Formula(NamedTuple):
+    """One divergence, twice: to be differentiated, and with its gradient.
+
+    Attributes:
+        terms: From student and teacher to the terms ``(N, C)`` that add up to the divergence, in
+            operations that autograd and ``torch.compile`` understand.
+        rows: From student, teacher and whether a gradient is wanted to the values ``(N,)`` and the
+            gradient ``(N, C)`` with respect to the student's logits over the temperature. It may
+            overwrite the probabilities that it is given, and not the logits. A class at minus
+            infinity must not pass unseen: where it makes the gradient infinite or NaN, it must make
+            the value so.
+    """
+
+    terms: Callable[[Softened, Softened], Tensor]
+    rows: Callable[[Softened, Softened, bool], tuple[Tensor, Tensor | None]]
+
+
+def soften(logits: Tensor, temperature: float) -> Softened:
+    """Return the softmax of rows of logits and what its logarithm needs, finite everywhere."""
+    scaled = logits.clamp(min=FLOOR)
+    if temperature != 1.0:
+        scaled = scaled * (1.0 / temperature)
+    return Softened(scaled, scaled.softmax(-1), scaled.logsumexp(-1, keepdim=True))
+
+
+def soften_chunk(
+    logits: Tensor, dtype: torch.dtype, temperature: float, *, floor: bool
+) -> Softened:
+    """Return what :func:`soften` does, without a graph and in as little time as the size allows.
+
+    Args:
+        logits: A few rows.
+        dtype: The type to compute in.
+        temperature: Divides the logits.
+        floor: Whether to keep classes at minus infinity finite, which costs a pass.
+    """
+    scaled = logits.to(dtype)
+    if floor:
+        scaled = scaled.clamp(min=FLOOR)
+    if temperature != 1.0:
+        scaled = scaled * (1.0 / temperature)
+    if scaled.shape[-1] <= _FEW_CLASSES or scaled.numel() <= _SMALL_ENTRIES:
+        log_probs = scaled.log_softmax(-1)
+        return Softened(log_probs, log_probs.exp(), 0.0)
+    probs = scaled.softmax(-1)
+    # The largest probability is exp(0) / Z, so this is max + log Z without another exponential.
+    lse = scaled.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log()
+    return Softened(scaled, probs, lse)
+
+
+def log_ratio(student: Softened, teacher: Softened) -> Tensor:
+    """Return ``log p - log q``, exactly zero where student and teacher are equal."""
+    return (teacher.logits - student.logits) + (student.lse - teacher.lse)
+
+
+def add_to_rows(values: Tensor, lse: Tensor | float) -> Tensor:
+    """Add log-sum-exps ``(N, 1)``, or a difference of two, to values ``(N,)``."""
+    # Where the logits are normalised there is nothing to add, and small inputs notice an addition.
+    return values + lse.squeeze(-1) if isinstance(lse, Tensor) else values
+
+
+def bounded_log_ratio(student: Softened, teacher: Softened) -> Tensor:
+    """Return ``log p - log q`` between -80 and 80, for divergences from a mixture of p and q.
+
+    Beyond, the smaller of the two no longer matters to the mixture, and its exponential must not
+    overflow.
+    """
+    return log_ratio(student, teacher).clamp(-80.0, 80.0)
+
+
+def student_over_mixture(ratio: Tensor, share: float) -> Tensor:
+    """Return ``log q - log m`` for ``m = share p + (1 - share) q``.
+
+    Args:
+        ratio: What :func:`bounded_log_ratio` returns.
+        share: The teacher's share of the mixture.
+
+    Returns:
+        A tensor that is exactly zero where p and q are equal.
+    """
+    return (share * ratio.expm1()).log1p().neg()
+
+
+def through_softmax(direction: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``q * (direction - <q, direction>)`` and ``<q, direction>``; overwrites ``direction``.
+
+    This is the gradient with respect to the logits of what has the gradient ``direction`` with
+    respect to the probabilities ``q``.
+    """
+    mean = torch.linalg.vecdot(q, direction)
+    return direction.sub_(mean.unsqueeze(-1)).mul_(q), mean
