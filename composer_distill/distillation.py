@@ -19,7 +19,9 @@ from composer_distill.arguments import (
 )
 from composer_distill.blending import blend, task_loss
 from composer_distill.evaluation import TeacherEvaluation
+from composer_distill.fused_term import FusedTerm
 from composer_distill.logbook import Logbook
+from composer_distill.losses import FusedLinearKL
 from composer_distill.observer import Observer
 from composer_distill.panel import TeacherPanel, agree_on_memory
 from composer_distill.positions import MaskFn, check_mask_fn
@@ -53,6 +55,8 @@ class Distillation(Algorithm):
             or a :class:`Teacher` with options. They are frozen and kept in eval mode.
         kd_loss_fn: Any callable ``(student, teacher) -> tensor`` of logits, such as
             :class:`KLDivergence` or ``torch.nn.MSELoss()``. More than one value is averaged.
+            Or :class:`FusedLinearKL` for language models: it reads hidden states instead, so that
+            no teacher's logits exist, and of what is logged the losses and weights alone are left.
         kd_loss_weight: Weight of the distillation term: a number, or a schedule, which is any
             callable of the Trainer's ``State``; Composer's schedulers are such.
         org_loss_weight: Weight of the student's own loss inside the window: likewise.
@@ -112,7 +116,7 @@ class Distillation(Algorithm):
         | Sequence[nn.Module | Teacher]
         | Mapping[str, nn.Module]
         | Mapping[Path, nn.Module],
-        kd_loss_fn: Callable[[Tensor, Tensor], Tensor],
+        kd_loss_fn: Callable[[Tensor, Tensor], Tensor] | FusedLinearKL,
         kd_loss_weight: Weight = 0.9,
         org_loss_weight: Weight = 0.1,
         start_dur: float | str | Time = 0.0,
@@ -153,7 +157,8 @@ class Distillation(Algorithm):
         self.verify_teachers = verify_teachers
         self.teacher_sharding: Sharding = teacher_sharding
         self._panel = TeacherPanel(self.teachers, self.n_teachers_to_sample, self.seed, combine)
-        observer = Observer(self._panel.labels) if telemetry else None
+        fused = kd_loss_fn if isinstance(kd_loss_fn, FusedLinearKL) else None
+        observer = Observer(self._panel.labels) if telemetry and fused is None else None
         self._distance = DistillationTerm(
             self._panel,
             kd_loss_fn,
@@ -163,6 +168,7 @@ class Distillation(Algorithm):
             check_mask_fn(mask_fn),
             check_vocab_size(vocab_size),
         )
+        self._fused = None if fused is None else FusedTerm(self._distance, fused, on_nonfinite)
         self._book = Logbook(self._panel, observer)
         self._evaluation = TeacherEvaluation(self._distance)
         self._was_inside = False
@@ -183,6 +189,7 @@ class Distillation(Algorithm):
             Event.INIT: self._prepare,
             Event.FIT_START: self._check_run,
             Event.BEFORE_TRAIN_BATCH: self._start_pass,
+            Event.BEFORE_FORWARD: self._listen,
             Event.AFTER_FORWARD: self._remember_view,
             Event.AFTER_LOSS: self._distil,
             Event.BEFORE_BACKWARD: self._join,
@@ -210,6 +217,8 @@ class Distillation(Algorithm):
 
     def match(self, event: Event, state: State) -> bool:
         """Return whether ``apply`` has something to do at ``event``."""
+        if event == Event.BEFORE_FORWARD:
+            return self._fused is not None and self.window.contains(state)
         if event in (Event.AFTER_FORWARD, Event.AFTER_LOSS):
             return self.window.contains(state)
         if event == Event.BEFORE_BACKWARD:
@@ -225,6 +234,8 @@ class Distillation(Algorithm):
         check_apart(self.teachers, state.model, state.optimizers or ())
         self._identities = [teacher.identity() for teacher in self.teachers]
         self._distance.prepare(state.model)
+        if self._fused is not None:
+            self._fused.prepare(state)
         self._panel.prepare(state, self.teacher_sharding)
         if isinstance(self.kd_loss_fn, nn.Module):
             state.device.module_to_device(self.kd_loss_fn)
@@ -261,8 +272,15 @@ class Distillation(Algorithm):
         elif not self.eval_teachers and self.window.is_over(state):
             self._panel.leave()
 
+    def _listen(self, state: State, logger: Logger) -> None:
+        """BEFORE_FORWARD: the fused loss needs the student's hidden states."""
+        if self._fused is not None:
+            self._fused.start_forward()
+
     def _remember_view(self, state: State, logger: Logger) -> None:
         """AFTER_FORWARD: keep the view that the student saw, before labels are smoothed."""
+        if self._fused is not None:
+            self._fused.end_forward()
         self._view = shallow_copy(state.batch)
         self._term = self._task = None
 
@@ -274,7 +292,8 @@ class Distillation(Algorithm):
         if kd_weight > 0.0:
             view = shallow_copy(state.batch) if self._view is None else self._view
             trust_labels = self._org_weight > 0.0  # else they may be placeholders
-            distance, self._values, self._count = self._distance.measure(
+            term = self._distance if self._fused is None else self._fused
+            distance, self._values, self._count = term.measure(
                 state, view, trust_labels=trust_labels
             )
             agree_on_memory(state)

@@ -1,7 +1,7 @@
 """The teachers of one run at work: drawn, asked without leaving a trace, combined, watched."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from composer_distill.comparison import Comparison
 from composer_distill.outputs import call_model, extract_logits
 from composer_distill.sampling import sample_teachers
 from composer_distill.teachers import Teacher
-from composer_distill.teachers.heads import only_at
+from composer_distill.teachers.heads import Head, HeadRecorder, only_at
 from composer_distill.teachers.roster import labels_of
 from composer_distill.teachers.sharding import Sharding, is_to_be_sharded, reshard, shard
 from composer_distill.teachers.streams import untouched_streams
@@ -49,6 +49,7 @@ class TeacherPanel:
         self._settled = False
         self._finite: dict[str, Tensor] = {}  # of the pass over the batch
         self._finite_now: dict[str, Tensor] = {}  # of the microbatch
+        self._recorders: dict[int, HeadRecorder] = {}
         self._stopwatch = Stopwatch()
 
     def prepare(self, state: State, sharding: Sharding) -> None:
@@ -106,20 +107,55 @@ class TeacherPanel:
             ValueError: If the shape differs from the student's.
         """
         teacher, label = self.teachers[index], self.labels[index]
+        kept = comparison.head_mask if teacher.answers_as_the_student else None
         device = comparison.student.device
+        logits = self._forward(index, view, state, device, only_at(teacher.model, kept))
+        logits = comparison.teacher(logits, label)
+        self._note_finite(label, logits)
+        return logits
+
+    def ask_head(self, index: int, view: Any, state: State, device: torch.device) -> Head:
+        """Return one teacher's hidden states and output embedding, without its logits.
+
+        Args:
+            index: Which teacher.
+            view: The batch as the student saw it; it is left unchanged.
+            state: The Trainer's state.
+            device: Where the student's logits are.
+
+        Raises:
+            ValueError: If the teacher's logits are not the product of the two.
+        """
+        if index not in self._recorders:
+            model = self.teachers[index].model
+            self._recorders[index] = HeadRecorder(model, self.labels[index], skip=True)
+        recorder = self._recorders[index]
+        logits = self._forward(index, view, state, device, recorder)
+        head = recorder.take(logits)
+        # One position's logits have met each row of the embedding
+        self._note_finite(self.labels[index], head.hidden, logits)
+        return head
+
+    def _forward(
+        self,
+        index: int,
+        view: Any,
+        state: State,
+        device: torch.device,
+        around: AbstractContextManager[Any],
+    ) -> Tensor:
+        """Return a teacher's raw logits, its forward run inside of ``around``."""
+        teacher, label = self.teachers[index], self.labels[index]
         # fp8 off, as in Composer's own evaluation: it needs sizes divisible by 16
         precision = get_precision_context(
             state.precision, state.precision_config, fp8_autocast_enabled=False
         )
         timed, streams = self._stopwatch.measure(device), untouched_streams(device)
-        kept = comparison.head_mask if teacher.answers_as_the_student else None
-        with timed, streams, torch.no_grad(), precision, only_at(teacher.model, kept):
+        with timed, streams, torch.no_grad(), precision, around:
             with _named_errors(label):
                 logits = teacher.forward(view, call_model, partial(extract_logits, owner=label))
             if index in self._sharded:
                 reshard(teacher.model)
-        logits = comparison.teacher(logits, label)
-        self._note_finite(label, logits)
         return logits
 
     def target(
@@ -186,12 +222,12 @@ class TeacherPanel:
                     "Teacher(..., output_fn=...), or pass on_nonfinite='skip'."
                 )
 
-    def _note_finite(self, label: str, logits: Tensor) -> None:
-        if logits.numel():
-            low, high = logits.aminmax()
-            finite = torch.isfinite(low) & torch.isfinite(high)
-        else:
-            finite = torch.ones((), dtype=torch.bool, device=logits.device)
+    def _note_finite(self, label: str, *answers: Tensor) -> None:
+        finite = torch.ones((), dtype=torch.bool, device=answers[0].device)
+        for answer in answers:
+            if answer.numel():
+                low, high = answer.aminmax()
+                finite = finite & torch.isfinite(low) & torch.isfinite(high)
         self._finite_now[label] = finite
         self._finite[label] = self._finite.get(label, finite) & finite
 

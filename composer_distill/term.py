@@ -1,7 +1,6 @@
 """The distillation term of one microbatch, and what it tells."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -67,6 +66,10 @@ class DistillationTerm:
                 check_same_tokenizer(tokenizer, other, label, self.vocab_size)
                 self._tokens = len(tokenizer)
 
+    def explain_sizes(self, student_size: int, teacher_size: int) -> str:
+        """Return what to do about vocabularies of unequal sizes."""
+        return explain_sizes(student_size, teacher_size, self._tokens)
+
     @property
     def class_axis(self) -> int:
         """The axis that holds the classes; a softmax over axis 0 runs across positions instead."""
@@ -112,7 +115,7 @@ class DistillationTerm:
             axis=axis,
             vocab_size=self.vocab_size,
             select=select and selects_positions(self.kd_loss_fn, axis, student.ndim),
-            hint=partial(explain_sizes, real=self._tokens) if is_language else None,
+            hint=self.explain_sizes if is_language else None,
         )
 
     def measure(

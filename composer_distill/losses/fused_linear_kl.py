@@ -80,9 +80,9 @@ class FusedLinearKL(nn.Module):
     and of the weight; those are all that is kept. Beyond them, the memory does not depend on the
     number of tokens. The weight's gradient is added up in float32.
 
-    It is called with four tensors and not with two logits, so that it is no part of a weighted
-    sum, and the ``Distillation`` algorithm does not use it: call it where you have the hidden
-    states. Under ``torch.compile`` it falls back on the unfused expression. It cannot be
+    ``Distillation(teachers, FusedLinearKL())`` takes the hidden states and heads out of language
+    models by itself. It is called with four tensors and not with two logits, so that it is no part
+    of a weighted sum. Under ``torch.compile`` it falls back on the unfused expression. It cannot be
     differentiated twice.
 
     Args:

@@ -1,0 +1,228 @@
+"""The fused loss in real Trainers: the weights of the unfused one, without a teacher's logits."""
+
+import copy
+
+import pytest
+import torch
+from composer import Trainer
+from torch import nn
+
+from composer_distill import Distillation, KLDivergence, Teacher, loss_positions
+from composer_distill.losses import FusedLinearKL
+from tests.integration.harness import Log, assert_close, assert_same, logged
+
+pytest.importorskip("transformers")
+language = pytest.importorskip("tests.integration.language")
+
+
+def fit(student, teachers, data, loss, *, microbatch=8, **arguments):
+    arguments = {"kd_loss_weight": 0.7, "org_loss_weight": 0.3} | arguments
+    made = Trainer(
+        model=student,
+        train_dataloader=data,
+        max_duration="2ba",
+        optimizers=torch.optim.SGD(student.parameters(), lr=0.05),
+        algorithms=Distillation(teachers, loss, **arguments),
+        device_train_microbatch_size=microbatch,
+        accumulate_train_batch_on_tokens=True,
+        loggers=[Log()],
+        progress_bar=False,
+        seed=1,
+    )
+    made.fit()
+    made.close()
+    return made
+
+
+def tokens(batch):
+    return int((batch["labels"][:, 1:] != -100).sum())
+
+
+def both(kind, teachers, *, temperature=1.0, sizes=(language.VOCAB,), **arguments):
+    """Train with the logits and with the fused loss from equal beginnings."""
+    data, runs = language.batches(kind), []
+    for loss in (KLDivergence(temperature), FusedLinearKL(temperature)):
+        student = language.model(kind, 1, *sizes)
+        loader = language.counted(data, tokens)
+        runs.append((student, fit(student, copy.deepcopy(teachers), loader, loss, **arguments)))
+    return runs
+
+
+@pytest.mark.parametrize("kind", ["causal", "rotary", "masked", "encoder_decoder"])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_it_trains_the_weights_of_the_unfused_loss(kind, temperature):
+    teacher = language.model(kind, 2)
+    (plain, first), (fused, second) = both(kind, teacher, temperature=temperature)
+    assert_close(plain, fused)
+    for name in ("loss/train/kd", "loss/train/org", "distillation/kd_loss_weight"):
+        assert logged(first, name) == pytest.approx(logged(second, name), rel=1e-9)
+    assert logged(second, "loss/train/kd")[0] > 0.1
+
+
+@pytest.mark.parametrize("microbatch", [1, 3])
+def test_it_does_for_every_microbatch_size(microbatch):
+    teacher = language.model("causal", 2)
+    (_, _), (whole, _) = both("causal", teacher)
+    (_, _), (pieces, _) = both("causal", teacher, microbatch=microbatch)
+    assert_close(whole, pieces)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"vocab_size": 20},
+        {"mask_fn": loss_positions},
+        {"n_teachers_to_sample": 1},
+        {"n_teachers_to_sample": 1, "combine": "probabilities"},
+        {"start_dur": "1ba"},
+        {"org_loss_weight": 0.0, "kd_loss_weight": 1.0},
+    ],
+    ids=lambda arguments: ", ".join(arguments),
+)
+def test_it_takes_the_options_of_the_unfused_loss(arguments):
+    teachers = [language.model("causal", 2), Teacher(language.model("causal", 3), weight=2.0)]
+    (plain, _), (fused, _) = both("causal", teachers, **arguments)
+    assert_close(plain, fused)
+
+
+def test_unequal_teachers_are_averaged_by_logits():
+    wide = language.model("causal", 3)
+    teachers = [language.model("rotary", 2), wide]
+    (plain, _), (fused, _) = both("causal", teachers)
+    assert_close(plain, fused)
+
+
+def test_padded_vocabularies_are_cut():
+    teacher = language.model("causal", 2, 29)
+    (plain, _), (fused, _) = both("causal", teacher, sizes=(26,), vocab_size=language.VOCAB)
+    assert_close(plain, fused)
+
+
+def test_a_scheduled_temperature_is_resolved():
+    teacher = language.model("causal", 2)
+
+    def warmer(state, ssr=1.0):
+        return 1.0 + int(state.timestamp.batch)
+
+    (plain, _), (fused, _) = both("causal", teacher, temperature=warmer)
+    (constant, _), _ = both("causal", teacher)
+    assert_close(plain, fused)
+    with pytest.raises(AssertionError):
+        assert_close(plain, constant)
+
+
+def test_a_microbatch_without_positions_adds_nothing():
+    data = language.batches("causal", size=2)
+    data[0]["labels"][0] = -100
+    runs = []
+    for loss in (KLDivergence(1.0), FusedLinearKL()):
+        student, teacher = language.Counts(1), language.Counts(2)
+        student.get_output_embeddings = student.lm.get_output_embeddings
+        teacher.get_output_embeddings = teacher.lm.get_output_embeddings
+        loader = language.counted(copy.deepcopy(data), tokens)
+        fit(student, teacher, loader, loss, microbatch=1, mask_fn=loss_positions_shifted)
+        runs.append(student)
+    assert_close(*runs)
+
+
+def loss_positions_shifted(batch, outputs):
+    return loss_positions(batch)
+
+
+def test_no_teachers_logits_exist_and_nothing_is_left_behind():
+    student, teacher = language.model("causal", 1), language.model("causal", 2)
+    made = []
+    teacher.model.lm_head.register_forward_hook(lambda module, given, out: made.append(out.shape))
+    fit(student, teacher, language.loader(language.batches("causal")), FusedLinearKL())
+    assert made == [(1, 1, language.VOCAB)] * 2
+    for model in (student, teacher):
+        assert not model.model.lm_head._forward_pre_hooks
+
+
+def test_the_student_is_untouched_outside_the_window():
+    data = language.batches("causal")
+    runs = []
+    for algorithms in ([], [Distillation(language.model("causal", 2), FusedLinearKL(), end_dur=0)]):
+        student = language.model("causal", 1)
+        made = Trainer(
+            model=student,
+            train_dataloader=language.loader(data),
+            max_duration="2ba",
+            optimizers=torch.optim.SGD(student.parameters(), lr=0.05),
+            algorithms=algorithms,
+            progress_bar=False,
+            seed=1,
+        )
+        made.fit()
+        made.close()
+        runs.append(student)
+    assert_same(*runs)
+
+
+def test_a_teachers_nan_stops_the_run():
+    student, teacher = language.model("causal", 1), language.model("causal", 2)
+    with torch.no_grad():
+        teacher.model.lm_head.weight[5, 0] = float("nan")
+    data = language.loader(language.batches("causal"))
+    with pytest.raises(ValueError, match="teacher 0 .*hold NaN or infinity at batch 0"):
+        fit(student, teacher, data, FusedLinearKL())
+
+
+class Scaled(language.Counts):
+    """Scales its logits after its head."""
+
+    def __init__(self, seed):
+        super().__init__(seed)
+        self.get_output_embeddings = self.lm.get_output_embeddings
+
+    def forward(self, batch):
+        return 0.5 * super().forward(batch)
+
+
+class TestRefusals:
+    def data(self):
+        return language.loader(language.batches("causal"))
+
+    def test_logits_that_are_more_than_the_heads_product(self):
+        with pytest.raises(ValueError, match="the student: its logits are not the product"):
+            fit(Scaled(1), language.model("causal", 2), self.data(), FusedLinearKL())
+        with pytest.raises(ValueError, match="teacher 0 .*: its logits are not the product"):
+            fit(language.model("causal", 1), Scaled(2), self.data(), FusedLinearKL())
+
+    def test_capped_logits(self):
+        teacher = language.model("causal", 2)
+        teacher.model.config.final_logit_softcapping = 30.0
+        with pytest.raises(ValueError, match=r"it caps its logits \(final_logit_softcapping=30.0"):
+            fit(language.model("causal", 1), teacher, self.data(), FusedLinearKL())
+
+    def test_a_student_without_an_output_embedding(self):
+        with pytest.raises(ValueError, match=r"the student: .*found by get_output_embeddings\(\)"):
+            fit(language.Counts(1), language.model("causal", 2), self.data(), FusedLinearKL())
+
+    def test_vocabularies_of_unequal_sizes(self):
+        teacher = language.model("causal", 2, 29)
+        with pytest.raises(ValueError, match="pass Distillation.*vocab_size"):
+            fit(language.model("causal", 1), teacher, self.data(), FusedLinearKL())
+
+    def test_a_student_whose_head_was_not_called(self):
+        student = language.model("causal", 1)
+        head = student.model.lm_head
+        student.model.get_output_embeddings = lambda: nn.Linear(
+            head.in_features, head.out_features, bias=False
+        )
+        with pytest.raises(ValueError, match="did not call its output embedding as a module"):
+            fit(student, language.model("causal", 2), self.data(), FusedLinearKL())
+
+    @pytest.mark.parametrize(
+        ("options", "arguments", "message"),
+        [
+            ({"output_fn": lambda x: x}, {}, "input_fn, output_fn and microbatch_size"),
+            ({"microbatch_size": 2}, {}, "input_fn, output_fn and microbatch_size"),
+            ({}, {"on_nonfinite": "skip"}, "on_nonfinite='skip' replaces"),
+            ({}, {"combine": "probabilities"}, "combine='probabilities' mixes the logits of 2"),
+        ],
+    )
+    def test_options_that_need_logits(self, options, arguments, message):
+        teachers = [Teacher(language.model("causal", seed), **options) for seed in (2, 3)]
+        with pytest.raises(ValueError, match=message):
+            Distillation(teachers, FusedLinearKL(), **arguments)
