@@ -34,6 +34,8 @@ class Observer:
         distance: Callable[[Tensor], Tensor],
         classes: Tensor | None,
         axis: int,
+        *,
+        alone: bool,
     ) -> Watch:
         """Return what notes each answer into ``values`` before answers are combined.
 
@@ -42,17 +44,24 @@ class Observer:
             distance: The distillation loss of the student from an answer, without a graph.
             classes: The labels' class indices; None where there are none to trust.
             axis: The class axis.
+            alone: Whether no other teacher answers: then the loss of its answer is the term's own,
+                and is left to :meth:`note_loss`.
         """
 
         def note(index: int, logits: Tensor) -> None:
-            if len(self._labels) > 1:
+            if not alone:
                 with torch.no_grad(), untouched_streams(logits.device):
-                    values[f"distillation/kd_loss/teacher_{index}"] = distance(logits)
+                    self.note_loss(values, index, distance(logits))
             judge = is_classification(logits, axis) and self._chance.wants(self._labels[index])
             if classes is not None and judge:
                 values[f"{_CHANCE}{index}"] = chance_ratio(logits, classes, axis)
 
         return note
+
+    def note_loss(self, values: dict[str, Tensor], index: int, distance: Tensor) -> None:
+        """Note one of several teachers' distillation loss."""
+        if len(self._labels) > 1:
+            values[f"distillation/kd_loss/teacher_{index}"] = distance
 
     def note_target(
         self, values: dict[str, Tensor], student: Tensor, target: Tensor, axis: int

@@ -13,6 +13,7 @@ from torch import Tensor
 _log = logging.getLogger(__name__)
 
 _CHUNK_ELEMENTS = 1 << 18  # fits in a core's cache at float32
+_LOWEST = torch.finfo(torch.float32).min  # a finite ln 0: 0 times it is 0
 _CHANCE_BATCHES = 5
 _CHANCE_RATIO = 0.98  # of ln(classes); the rest is sampling noise
 
@@ -82,10 +83,10 @@ def divergence_and_entropies(
     for one, other in zip(student.split(rows), teacher.split(rows), strict=True):
         log_q, log_p = one.float().log_softmax(-1), other.float().log_softmax(-1)
         q, p = log_q.exp(), log_p.exp()
-        gap = torch.where(p > 0, log_p - log_q, 0.0)  # 0 ln 0 is 0
+        gap = (log_p - log_q).masked_fill_(p == 0, 0.0)  # 0 ln 0 is 0
         totals[0] += torch.linalg.vecdot(p, gap).sum()
-        totals[1] -= torch.linalg.vecdot(q, torch.where(q > 0, log_q, 0.0)).sum()
-        totals[2] -= torch.linalg.vecdot(p, torch.where(p > 0, log_p, 0.0)).sum()
+        for index, (shares, logs) in enumerate(((q, log_q), (p, log_p)), start=1):
+            totals[index] -= torch.linalg.vecdot(shares, logs.clamp_(min=_LOWEST)).sum()
     kl, student_entropy, teacher_entropy = totals / len(student)
     return kl, student_entropy, teacher_entropy
 

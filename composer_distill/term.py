@@ -141,6 +141,7 @@ class DistillationTerm:
         comparison = self.compare(view, state.outputs)
         student, axis = comparison.student, comparison.axis
         values: dict[str, Tensor] = {}
+        drawn = self.panel.draw(int(state.timestamp.batch))
         watch = None
         if self.observer is not None:
             detached = student.detach()
@@ -149,8 +150,8 @@ class DistillationTerm:
                 lambda answer: self._distance(detached, answer, comparison)[0],
                 comparison.labels if trust_labels else None,
                 axis,
+                alone=len(drawn) == 1,
             )
-        drawn = self.panel.draw(int(state.timestamp.batch))
         target = self.panel.target(
             drawn, view, comparison, state, temperature=self.temperature, watch=watch
         )
@@ -167,6 +168,8 @@ class DistillationTerm:
         _check_gradient_path(distance)
         values["loss/train/kd"] = distance.detach()
         values |= {f"distillation/kd_loss/{name}": part.detach() for name, part in parts.items()}
+        if self.observer is not None and len(drawn) == 1:
+            self.observer.note_loss(values, drawn[0][0], distance.detach())
         self._note(values, *comparison.logged(target))
         if comparison.empty:
             values = {name: torch.zeros_like(value) for name, value in values.items()}

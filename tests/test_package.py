@@ -1,13 +1,17 @@
 import doctest
 import importlib
+import inspect
 import pkgutil
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import composer_distill
 
+ROOT = Path(__file__).parent.parent
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(composer_distill.__path__, "composer_distill.")
@@ -35,3 +39,114 @@ def test_import_is_silent():
         check=True,
     )
     assert result.stdout == result.stderr == ""
+
+
+# Every public name and how it is called. A change here is a change for users: tell the changelog.
+SURFACE = {
+    "composer_distill": """
+Distillation(teachers, kd_loss_fn, kd_loss_weight=0.9, org_loss_weight=0.1, start_dur=0.0,
+    end_dur=1.0, n_teachers_to_sample=None, *, combine='logits', seed=0, student_output_fn=None,
+    mask_fn=None, vocab_size=None, on_nonfinite='raise', eval_teachers=False, telemetry=True,
+    verify_teachers=True, teacher_sharding='auto')
+KLDivergence(temperature=4.0, dim=-1, reduction='mean', *, softmax_dim=None)
+Teacher(model, *, checkpoint=None, name=None, weight=1.0, input_fn=None, output_fn=None,
+    dtype=None, compile=False, offload=False, microbatch_size=None, strict=True, ema=None)
+Teacher.from_pretrained(folder_or_name, **options)
+Teacher.from_composer_checkpoint(path, **options)
+all_positions(batch, outputs=None)
+attended_positions(batch, outputs=None)
+loss_positions(batch, outputs=None, *, shift=True)
+""",
+    "composer_distill.losses": """
+AdaptiveKLDivergence(mu=0.5, temperature=1.0, dim=-1, reduction='mean')
+AlphaBetaDivergence(alpha=0.2, beta=0.7, temperature=1.0, dim=-1, reduction='mean')
+CosineEmbedding(dim=-1, reduction='mean')
+DIST(beta=1.0, gamma=1.0, temperature=1.0, dim=-1, reduction='mean')
+DecoupledKD(alpha=1.0, beta=8.0, temperature=4.0, dim=-1, reduction='mean')
+DistillationLoss(dim=-1, reduction='mean')
+FusedLinearKL(temperature=1.0, reduction='mean')
+HardLabel(dim=-1, reduction='mean')
+IKL(alpha=1.0, beta=1.0, weight_temperature=100.0, temperature=1.0, dim=-1, reduction='mean')
+JensenShannonDivergence(beta=0.5, scaled=False, temperature=1.0, dim=-1, reduction='mean')
+KLDivergence(temperature=4.0, dim=-1, reduction='mean', *, softmax_dim=None)
+LogitMSE(center=False, dim=-1, reduction='mean')
+NormalizedKD(gamma=1.5, temperature=1.0, dim=-1, reduction='mean')
+ReverseKLDivergence(temperature=1.0, dim=-1, reduction='mean')
+ReverseSkewKLDivergence(alpha=0.1, temperature=1.0, dim=-1, reduction='mean')
+SkewKLDivergence(alpha=0.1, temperature=1.0, dim=-1, reduction='mean')
+SoftCrossEntropy(temperature=4.0, dim=-1, reduction='mean')
+StandardizedLogits(loss)
+TopKKL(k, tail='bucket', temperature=1.0, dim=-1, reduction='mean')
+TotalVariation(temperature=1.0, dim=-1, reduction='mean')
+WeightedSum(terms)
+adaptive_kl_divergence(student, teacher, mask=None, *, mu=0.5, temperature=1.0, dim=-1,
+    reduction='mean')
+alpha_beta_divergence(student, teacher, mask=None, *, alpha=0.2, beta=0.7, temperature=1.0,
+    dim=-1, reduction='mean')
+cosine_embedding(student, teacher, mask=None, *, dim=-1, reduction='mean')
+decoupled_kd(student, teacher, mask=None, labels=None, *, alpha=1.0, beta=8.0, temperature=4.0,
+    dim=-1, reduction='mean')
+dist(student, teacher, mask=None, *, beta=1.0, gamma=1.0, temperature=1.0, dim=-1,
+    reduction='mean')
+fused_linear_kl(student_hidden, student_weight, teacher_hidden, teacher_weight, mask=None, *,
+    student_bias=None, teacher_bias=None, temperature=1.0, reduction='mean')
+hard_label(student, teacher, mask=None, *, dim=-1, reduction='mean')
+ikl(student, teacher, mask=None, *, alpha=1.0, beta=1.0, weight_temperature=100.0,
+    temperature=1.0, dim=-1, reduction='mean')
+jensen_shannon_divergence(student, teacher, mask=None, *, beta=0.5, scaled=False,
+    temperature=1.0, dim=-1, reduction='mean')
+kl_divergence(student, teacher, mask=None, *, temperature=4.0, dim=-1, reduction='mean')
+logit_mse(student, teacher, mask=None, *, center=False, dim=-1, reduction='mean')
+normalized_kd(student, teacher, mask=None, labels=None, *, gamma=1.5, temperature=1.0, dim=-1,
+    reduction='mean')
+reverse_kl_divergence(student, teacher, mask=None, *, temperature=1.0, dim=-1, reduction='mean')
+reverse_skew_kl_divergence(student, teacher, mask=None, *, alpha=0.1, temperature=1.0, dim=-1,
+    reduction='mean')
+skew_kl_divergence(student, teacher, mask=None, *, alpha=0.1, temperature=1.0, dim=-1,
+    reduction='mean')
+soft_cross_entropy(student, teacher, mask=None, *, temperature=4.0, dim=-1, reduction='mean')
+standardize(logits, dim=-1, eps=1e-07)
+top_k_kl(student, teacher, mask=None, *, k, tail='bucket', temperature=1.0, dim=-1,
+    reduction='mean')
+total_variation(student, teacher, mask=None, *, temperature=1.0, dim=-1, reduction='mean')
+""",
+    "composer_distill.teachers": """
+Teacher(model, *, checkpoint=None, name=None, weight=1.0, input_fn=None, output_fn=None,
+    dtype=None, compile=False, offload=False, microbatch_size=None, strict=True, ema=None)
+Teacher.from_pretrained(folder_or_name, **options)
+Teacher.from_composer_checkpoint(path, **options)
+load_weights(model, source, *, name='teacher', strict=True, ema=None)
+""",
+}
+
+
+def call_of(function):
+    signature = inspect.signature(function)
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+    return str(inspect.Signature(bare))
+
+
+def calls_of(name, value):
+    """Return how a name is called, and a class's other constructors."""
+    constructors = (
+        f"{name}.{other}{call_of(getattr(value, other))}"
+        for other, member in (vars(value).items() if inspect.isclass(value) else ())
+        if isinstance(member, classmethod) and not other.startswith("_")
+    )
+    return [f"{name}{call_of(value)}", *constructors]
+
+
+@pytest.mark.parametrize("name", SURFACE)
+def test_the_public_surface_is_the_one_written_here(name):
+    module = importlib.import_module(name)
+    found = [call for n in sorted(module.__all__) for call in calls_of(n, getattr(module, n))]
+    written = [" ".join(entry.split()) for entry in re.split(r"\n(?=\S)", SURFACE[name].strip())]
+    assert found == written
+
+
+def test_the_version_stands_in_one_place():
+    version = re.compile(rf"""["']{re.escape(composer_distill.__version__)}["']""")
+    files = [ROOT / "pyproject.toml"]
+    files += [file for room in ("composer_distill", "docs") for file in (ROOT / room).rglob("*.py")]
+    holders = [file.relative_to(ROOT) for file in files if version.search(file.read_text())]
+    assert holders == [Path("composer_distill/__init__.py")]

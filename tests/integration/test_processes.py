@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from integration.harness import batch_norm_mlp
-from integration.workers import evaluating, ranks
+from integration.workers import evaluating, memory, ranks
 
 from composer_distill.sampling import sample_teachers
 
@@ -23,17 +23,15 @@ def free_port():
         return server.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """Run every scenario in two processes, once; return what a rank found."""
-    folder = tmp_path_factory.mktemp("ranks")
+def launch(worker, folder):
+    """Run a worker in two processes; return a function that gives what a rank found."""
     paths = [str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
     launcher = [sys.executable, "-m", "composer.cli.launcher", "-n", "2"]
     launched = subprocess.run(
         [
             *launcher,
             *("--master_addr", "127.0.0.1", "--master_port", str(free_port())),
-            str(TESTS / "integration" / "workers" / "ranks.py"),
+            str(TESTS / "integration" / "workers" / worker),
             str(folder),
         ],
         env={
@@ -57,6 +55,12 @@ def two(tmp_path_factory):
         return found
 
     return result
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Run every scenario in two processes, once; return what a rank found."""
+    return launch("ranks.py", tmp_path_factory.mktemp("ranks"))
 
 
 AS_IN_ONE = [
@@ -193,3 +197,21 @@ def test_a_teacher_from_the_meta_device_answers_as_an_ordinary_one(two, sharding
         expected = [value for _, value in found["ordinary"][name]]
         assert [v for _, v in found[sharding][name]] == pytest.approx(expected, rel=1e-5), name
     assert len(found[sharding]["loss/train/kd"]) == 4
+
+
+def test_a_teacher_that_runs_out_of_memory_on_one_rank_restarts_the_batch_on_both(tmp_path):
+    alone = memory.exhausted_teacher()
+    assert alone["sizes"] == [16, 16, 16]
+    two = launch("memory.py", tmp_path)
+    for rank in (0, 1):
+        together = two("exhausted_teacher", rank)
+        assert together["microbatches"] == [4, 2, 2]
+        assert together["sizes"] == [8, 4, 4, 4, 4, *[2] * 8]
+        torch.testing.assert_close(
+            sorted_values(together["weights"]),
+            sorted_values(alone["weights"]),
+            rtol=1e-6,
+            atol=1e-7,
+        )
+        expected = [value for _, value in alone["log"]["loss/train/kd"]]
+        assert [value for _, value in together["log"]["loss/train/kd"]] == pytest.approx(expected)

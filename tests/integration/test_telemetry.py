@@ -85,6 +85,22 @@ def test_a_teacher_that_was_not_drawn_has_no_loss_in_that_batch():
         assert steps_of(trainer, f"distillation/kd_loss/teacher_{index}") == expected
 
 
+def test_the_loss_of_a_teacher_that_answers_alone_is_measured_once():
+    calls = []
+
+    def distance(student, teacher):
+        calls.append(len(student))
+        return forward_kl()(student, teacher)
+
+    term = Distillation([mlp(1), mlp(2)], distance, n_teachers_to_sample=1)
+    trainer = fit(Classifier(mlp(0)), term, max_duration="1ba")
+    (drawn, _), *_ = sample_teachers([1.0] * 2, 1, 0, 0)
+    assert calls == [10]
+    assert logged(trainer, f"distillation/kd_loss/teacher_{drawn}") == pytest.approx(
+        logged(trainer, "loss/train/kd")
+    )
+
+
 def test_the_time_that_teachers_take_is_a_share():
     trainer = fit(Classifier(mlp(0)), Distillation(mlp(1), KLDivergence()), max_duration="2ep")
     shares = logged(trainer, "distillation/teacher_time")

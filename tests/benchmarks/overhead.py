@@ -1,0 +1,275 @@
+"""What ``Distillation`` costs beyond the student's step and the teacher's forward.
+
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.overhead --json OUT > tables.md
+
+Run from the repository's root. Each contestant is a real ``Trainer`` in this one process, and
+trains one epoch of a few batches in each repeat, in an order that is drawn anew each time. A batch
+is timed from BATCH_START to BATCH_END, and the first of an epoch is left out. Ratios are taken
+within a repeat; the tables show their median and quartiles. CPU time is the process's own and
+decides over the bars; wall clock is what a busy machine makes of it. The student alone runs twice:
+how far the ratio of the two is from 1 is how far to trust the rest.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import random
+import statistics
+import time
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer import Trainer
+from composer.core import Callback
+from torch import nn
+
+from composer_distill import Distillation, KLDivergence
+from tests.benchmarks.losses import peak_bytes
+from tests.benchmarks.workloads import (
+    KD_WEIGHT,
+    TASK_WEIGHT,
+    WORKLOADS,
+    Workload,
+    distil_by_hand,
+)
+
+
+class Clock(Callback):
+    """Times each batch, and keeps its loss so that contestants can be seen to do the same."""
+
+    def __init__(self):
+        self.start = now()
+        self.times: list[tuple[float, float]] = []
+        self.loss = 0.0
+
+    def batch_start(self, state, logger):
+        self.start = now()
+
+    def batch_end(self, state, logger):
+        self.times.append(since(self.start))
+        self.loss = float(state.loss)
+
+
+def now() -> tuple[float, float]:
+    return time.process_time(), time.perf_counter()
+
+
+def since(start: tuple[float, float]) -> tuple[float, float]:
+    """Return the milliseconds of CPU time and of wall clock since ``start``."""
+    cpu, wall = now()
+    return 1e3 * (cpu - start[0]), 1e3 * (wall - start[1])
+
+
+class Training:
+    """A student in a Trainer, an epoch at a time."""
+
+    def __init__(self, work: Workload, algorithms: Any = (), teacher: nn.Module | None = None):
+        self.clock, self.student = Clock(), work.student()
+        if teacher is not None:
+            distil_by_hand(self.student, teacher, work)
+        self.trainer = Trainer(
+            model=self.student,
+            train_dataloader=work.batches(),
+            optimizers=torch.optim.AdamW(self.student.parameters(), lr=1e-4),
+            algorithms=algorithms,
+            callbacks=self.clock,
+            device="cpu",
+            progress_bar=False,
+        )
+
+    def epoch(self) -> list[tuple[float, float]]:
+        self.clock.times = []
+        self.trainer.fit(duration="1ep")
+        return self.clock.times
+
+    def peak(self) -> int:
+        self.student.zero_grad(set_to_none=True)
+        return peak_bytes(self.epoch)
+
+
+class Forward:
+    """A teacher that answers alone, an epoch at a time."""
+
+    def __init__(self, work: Workload):
+        self.work, self.teacher, self.batches = work, work.teacher(1).eval(), list(work.batches())
+
+    def epoch(self) -> list[tuple[float, float]]:
+        times = []
+        for batch in self.batches:
+            start = now()
+            with torch.no_grad():
+                self.work.ask(self.teacher, batch)
+            times.append(since(start))
+        return times
+
+    def peak(self) -> int:
+        return peak_bytes(self.epoch)
+
+
+STUDENT, AGAIN, TEACHER, BY_HAND = "student", "student again", "teacher's forward", "by hand"
+QUIET, DEFAULT = "`Distillation`, telemetry off", "`Distillation`"
+FOUR_QUIET, FOUR = "one of four teachers, telemetry off", "one of four teachers"
+OUTSIDE = "outside the window"
+
+
+def contestants(work: Workload) -> dict[str, Training | Forward]:
+    loss = KLDivergence(temperature=work.temperature)
+
+    def term(n: int, **kwargs: Any) -> Training:
+        teachers = [work.teacher(1 + index) for index in range(n)]
+        sampled = 1 if n > 1 else None
+        weights = KD_WEIGHT, TASK_WEIGHT
+        return Training(
+            work, Distillation(teachers, loss, *weights, n_teachers_to_sample=sampled, **kwargs)
+        )
+
+    return {
+        STUDENT: Training(work),
+        AGAIN: Training(work),
+        TEACHER: Forward(work),
+        BY_HAND: Training(work, teacher=work.teacher(1)),
+        QUIET: term(1, telemetry=False),
+        DEFAULT: term(1),
+        FOUR_QUIET: term(4, telemetry=False),
+        FOUR: term(4),
+        OUTSIDE: term(1, start_dur="1000000ba", end_dur="1000001ba"),
+    }
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One contestant against the sum of others, and the bar that it is held to, if any."""
+
+    ours: str
+    base: tuple[str, ...]
+    limit: float | None = None
+
+    def __str__(self):
+        return f"{self.ours} / {' + '.join(self.base)}"
+
+
+CLAIMS = (
+    Claim(AGAIN, (STUDENT,)),
+    Claim(BY_HAND, (STUDENT, TEACHER)),
+    Claim(QUIET, (STUDENT, TEACHER), 1.03),
+    Claim(DEFAULT, (STUDENT, TEACHER), 1.03),
+    Claim(QUIET, (BY_HAND,)),
+    Claim(DEFAULT, (BY_HAND,)),
+    Claim(FOUR_QUIET, (QUIET,), 1.05),
+    Claim(FOUR, (DEFAULT,), 1.05),
+    Claim(OUTSIDE, (STUDENT,), 1.01),
+)
+
+
+def measure(work: Workload, repeats: int) -> dict[str, dict[str, list[float]]]:
+    """Return each contestant's milliseconds a batch, by repeat, and its peak of bytes."""
+    runs = contestants(work)
+    for run in runs.values():
+        run.epoch()
+    check_same(runs)
+    found = {name: {"cpu": [], "wall": []} for name in runs}
+    order, generator = list(runs), random.Random(0)
+    for _ in range(repeats):
+        generator.shuffle(order)
+        for name in order:
+            cpu, wall = zip(*runs[name].epoch()[1:], strict=True)
+            found[name]["cpu"].append(statistics.fmean(cpu))
+            found[name]["wall"].append(statistics.fmean(wall))
+    for name, run in runs.items():
+        found[name]["bytes"] = [run.peak()]
+    for run in runs.values():
+        if isinstance(run, Training):
+            run.trainer.close()
+    return found
+
+
+def check_same(runs: dict[str, Any]):
+    """Refuse to compare runs that do not train on the same loss."""
+    for ours, theirs in ((QUIET, BY_HAND), (DEFAULT, BY_HAND), (OUTSIDE, STUDENT)):
+        one, other = runs[ours].clock.loss, runs[theirs].clock.loss
+        if abs(one / other - 1) > 1e-3:
+            raise SystemExit(f"{ours} ends on the loss {one}, {theirs} on {other}")
+
+
+def ratio(found: dict[str, Any], claim: Claim, key: str) -> tuple[float, float, float]:
+    """Return the median and the quartiles of a claim's ratio."""
+    base = [sum(parts) for parts in zip(*(found[name][key] for name in claim.base), strict=True)]
+    ratios = [ours / theirs for ours, theirs in zip(found[claim.ours][key], base, strict=True)]
+    if len(ratios) == 1:
+        return ratios[0], ratios[0], ratios[0]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return middle, low, high
+
+
+def table(*columns: str):
+    print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+
+
+def show(work: Workload, found: dict[str, Any]):
+    print(f"\n### {work.title}")
+    table("", "CPU, ms a batch", "wall clock, ms", "peak memory, MiB")
+    for name, values in found.items():
+        cpu, wall = statistics.median(values["cpu"]), statistics.median(values["wall"])
+        print(f"| {name} | {cpu:.1f} | {wall:.1f} | {values['bytes'][0] / 2**20:.1f} |")
+    table("", "CPU", "quartiles", "wall clock", "quartiles", "peak memory")
+    for claim in CLAIMS:
+        cpu, wall, (memory, *_) = (ratio(found, claim, key) for key in ("cpu", "wall", "bytes"))
+        cells = (f"{middle:.3f} | {low:.3f} to {high:.3f}" for middle, low, high in (cpu, wall))
+        print(f"| {claim} | {' | '.join(cells)} | {memory:.3f} |", flush=True)
+
+
+def show_bars(results: dict[str, Any]):
+    print("\n### Bars")
+    table("workload", "ratio", "at most", "CPU", "met", "peak memory", "met")
+    for name, found in results.items():
+        for claim in CLAIMS:
+            if claim.limit is not None:
+                cells = [name, str(claim), f"{claim.limit:.2f}"]
+                for key in ("cpu", "bytes"):
+                    middle = ratio(found, claim, key)[0]
+                    cells += [f"{middle:.3f}", "yes" if middle <= claim.limit else "NO"]
+                print(f"| {' | '.join(cells)} |")
+
+
+def environment(repeats: int) -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
+    models = [line.split(": ", 1)[1] for line in lines if line.startswith("model name")]
+    packages = "mosaicml", "torch", "torchvision", "transformers"
+    return {
+        "date": str(datetime.now(timezone.utc).date()),
+        "processor": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "repeats": repeats,
+        "Python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--only", default=",".join(WORKLOADS), help="workloads, with commas")
+    parser.add_argument("--json", default=None, help="where to keep every repeat's values")
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)  # untrained teachers are at chance level, which is warned of
+    about = environment(options.repeats)
+    print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
+    results = {}
+    for name in options.only.split(","):
+        work = WORKLOADS[name]()
+        results[name] = measure(work, options.repeats)
+        show(work, results[name])
+    show_bars(results)
+    if options.json:
+        Path(options.json).write_text(json.dumps({"environment": about, "results": results}))
+
+
+if __name__ == "__main__":
+    main()
