@@ -1,4 +1,4 @@
-"""How Sphinx builds the site: ``sphinx-build -W --keep-going -n docs docs/_build``."""
+"""How Sphinx builds the site: ``sphinx-build -W --keep-going -n docs build/site``."""
 
 from typing import Any
 
@@ -13,7 +13,6 @@ author = "the composer-distill authors"
 version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
 suppress_warnings = [
     "myst.header",  # sections that begin at the third level
     "toc.not_readable",  # pages of measurements that are yet to come
@@ -42,9 +41,13 @@ html_math_renderer = "mathml"
 def setup(app: Sphinx) -> None:
     """Write formulas as MathML, which browsers draw themselves: no script, no network."""
 
-    def write(translator: Any, node: nodes.math | nodes.math_block) -> None:
-        display = "block" if isinstance(node, nodes.math_block) else "inline"
-        translator.body.append(convert(node.astext(), display=display))
+    def inline(translator: Any, node: nodes.math) -> None:
+        translator.body.append(convert(node.astext()))
         raise nodes.SkipNode
 
-    app.add_html_math_renderer("mathml", (write, None), (write, None))
+    def block(translator: Any, node: nodes.math_block) -> None:
+        formula = convert(node.astext(), display="block")
+        translator.body.append(f'<div class="formula">{formula}</div>')
+        raise nodes.SkipNode
+
+    app.add_html_math_renderer("mathml", (inline, None), (block, None))

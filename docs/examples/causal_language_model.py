@@ -5,8 +5,8 @@ character by character; whole topics are held out. The teacher reads all the res
 60,000 characters of it, twice from the same initial weights and in the same order: once alone,
 once learning from the teacher's distribution over the next character.
 
-    pip install 'composer-distill[nlp]'
-    python causal_language_model.py
+    pip install '.[nlp]'  # in a clone of the repository
+    python docs/examples/causal_language_model.py
 
 With Hugging Face models of your own, ``make_model`` becomes ``HuggingFaceModel(model, tokenizer)``.
 """

@@ -5,8 +5,8 @@ network learns 1000 of them first and leaves a Composer checkpoint, as a teacher
 have. Then a small perceptron is trained twice from the same initial weights, on the same batches:
 alone, and taught by the checkpoint. The scores are of the 797 images that no model trained on.
 
-    pip install 'composer-distill[demo]'
-    python images.py
+    pip install '.[demo]'  # in a clone of the repository
+    python docs/examples/images.py
 
 For a checkpoint of your own, give it as ``--teacher`` and change ``make_teacher``.
 """
@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--fast", action="store_true", help="too short to be a result")
     given = parser.parse_args(arguments)
-    teacher_steps, steps = (200, 300) if given.fast else (1500, 2500)
+    teacher_steps, steps = (100, 150) if given.fast else (1500, 2500)
     train_set, test_set = load_data()
 
     if not given.teacher.exists():
