@@ -1,6 +1,7 @@
 """What can be known of the site without building it: links, contents, and that nothing is lost."""
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -18,19 +19,20 @@ HOW_TOS = (
 
 
 def entries(page):
-    """The pages that a page's toctrees name, relative to docs."""
+    """The pages that a page's toctrees name, relative to docs, in order."""
     text = (DOCS / f"{page}.md").read_text()
     found = []
     for block in re.findall(r"^```\{toctree\}\n(.*?)^```", text, re.M | re.S):
         lines = [line.strip() for line in block.splitlines()]
-        names = [line for line in lines if line and not line.startswith(":")]
-        parent = Path(page).parent
-        found += [(parent / name).as_posix() for name in names]
+        for name in (line for line in lines if line and not line.startswith(":")):
+            pattern = (Path(page).parent / name).as_posix()
+            pages = [each for each in PAGES if fnmatch(each, pattern) and each != page]
+            found += [each for each in pages if each not in found]
     return found
 
 
 def reachable(page="index"):
-    below = [name for entry in entries(page) if entry in PAGES for name in reachable(entry)]
+    below = [name for entry in entries(page) for name in reachable(entry)]
     return [page, *below]
 
 
