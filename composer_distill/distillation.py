@@ -54,8 +54,8 @@ class Distillation(Algorithm):
             weights are loaded. A model is a ``ComposerModel``, a plain module, a Hugging Face model
             or a :class:`Teacher` with options. They are frozen and kept in eval mode.
         kd_loss_fn: Any callable ``(student, teacher) -> tensor`` of logits, such as
-            :class:`KLDivergence` or ``torch.nn.MSELoss()``. More than one value is averaged.
-            Or :class:`FusedLinearKL` for language models: it reads hidden states instead, so that
+            :class:`.KLDivergence` or ``torch.nn.MSELoss()``. More than one value is averaged.
+            Or :class:`.FusedLinearKL` for language models: it reads hidden states instead, so that
             no teacher's logits exist, and of what is logged the losses and weights alone are left.
         kd_loss_weight: Weight of the distillation term: a number, or a schedule, which is any
             callable of the Trainer's ``State``; Composer's schedulers are such.

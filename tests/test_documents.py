@@ -1,11 +1,15 @@
 """Every Python block of the README and of the pages in docs runs, as a reader would run it."""
 
+import multiprocessing
+import socket
 from pathlib import Path
 
+import boto3
 import pytest
 import torch
 from composer import Trainer
 from composer.models import ComposerClassifier
+from moto.server import ThreadedMotoServer
 from safetensors.torch import save_file
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
@@ -14,6 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import BertConfig, BertForMaskedLM
 
 ROOT = Path(__file__).parent.parent
+# A process group and a patched torch; a temporary folder of Composer's that nobody removes
+LEAVES_TRACES = ("how-to-fsdp", "how-to-resume")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -56,12 +62,54 @@ def names(tmp_path, monkeypatch):
     }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_blocks_of_a_page_run(page, names):
+@pytest.fixture
+def store(names, tmp_path, monkeypatch):
+    """The teacher's checkpoint in an object store, a server of S3's protocol on this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
+    server.start()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "S3_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "COMPOSER_DISTILL_CACHE": str(tmp_path / "cache"),
+        "NO_PROXY": "127.0.0.1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}")
+    client.create_bucket(Bucket="checkpoints")
+    client.upload_file("./path/to/weights.pt", "checkpoints", "run/latest-rank0.pt")
+    client.close()
+    yield
+    server.stop()
+
+
+def run_blocks(page, names):
     document = Sybil(parsers=[PythonCodeBlockParser()], path=str(ROOT)).parse(page)
     document.namespace.update(names)
     for example in document.examples():
         example.evaluate()
+
+
+# Composer's own, whenever its FSDP2Config is made
+@pytest.mark.filterwarnings("ignore:FSDP2 Config/APIs are experimental")
+# From Python 3.12 on, whenever a process with threads forks
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_blocks_of_a_page_run(page, names, request):
+    if page.stem == "how-to-object-store":
+        request.getfixturevalue("store")
+    if page.stem in LEAVES_TRACES:
+        process = multiprocessing.get_context("fork").Process(target=run_blocks, args=(page, names))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+    else:
+        run_blocks(page, names)
 
 
 def test_the_continuous_integration_runs_the_commands_of_the_readme():

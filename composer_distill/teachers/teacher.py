@@ -132,7 +132,7 @@ class Teacher:
 
     @property
     def label(self) -> str:
-        """What errors call it: its name, or its class where it has none."""
+        """What errors call it, its name or its class where it has none."""
         if not self.name:
             return f"teacher ({type(self.model).__name__})"
         return self.name if self.name.startswith("teacher") else f"teacher {self.name!r}"
