@@ -79,7 +79,7 @@ class DistillationLoss(nn.Module):
             - mask, labels: ``(...)``.
             - output: a scalar, save for ``reduction='none'``.
         """
-        return self.combine(self.parts(student, teacher, mask, labels))
+        return self.compute(student, teacher, mask, labels)
 
     def parts(
         self,
@@ -102,8 +102,10 @@ class DistillationLoss(nn.Module):
     def compute(
         self, student: Tensor, teacher: Tensor, mask: Tensor | None, labels: Tensor | None
     ) -> Tensor:
-        """Return the value of a loss that has one part."""
-        raise NotImplementedError(f"{type(self).__name__} must implement compute or parts.")
+        """Return the value of the loss; one that has several parts implements :meth:`parts`."""
+        if type(self).parts is DistillationLoss.parts:
+            raise NotImplementedError(f"{type(self).__name__} must implement compute or parts.")
+        return self.combine(self.parts(student, teacher, mask, labels))
 
     def resolve(self, state: Any) -> None:
         """Set every scheduled value of this loss, and of the losses in it, for this batch.

@@ -30,6 +30,9 @@ from composer_distill.losses.softened import Formula, soften, soften_chunk
 # far larger ones, to be busy between two launches.
 _CPU_ENTRIES_PER_THREAD = 2**17
 _GPU_ENTRIES = 2**24
+_KEEPS_GRAPH = getattr(
+    getattr(torch._C, "_autograd", None), "_get_current_graph_task_keep_graph", None
+)
 
 
 class Chunked(NamedTuple):
@@ -175,9 +178,7 @@ def scale_gradient(gradient: Tensor, weight: Tensor, scale: Tensor | None = None
 
 def _graph_is_kept() -> bool:
     """Tell whether this backward was asked to keep the graph; True where torch cannot say."""
-    autograd = getattr(torch._C, "_autograd", None)
-    ask = getattr(autograd, "_get_current_graph_task_keep_graph", None)
-    return True if ask is None else ask()
+    return True if _KEEPS_GRAPH is None else _KEEPS_GRAPH()
 
 
 def _chunks(rows: int, classes: int, device: torch.device) -> list[tuple[int, int]]:

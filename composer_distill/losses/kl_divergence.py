@@ -15,8 +15,12 @@ def _terms(student: Softened, teacher: Softened) -> Tensor:
 
 def _rows(student: Softened, teacher: Softened, wanted: bool) -> tuple[Tensor, Tensor | None]:
     ratio = teacher.logits - student.logits
-    # Adding the difference of the log-sum-exps to the sum instead of to each term saves a pass.
-    values = add_to_rows(torch.linalg.vecdot(teacher.probs, ratio), student.lse - teacher.lse)
+    if isinstance(student.lse, float):
+        values = ratio.mul_(teacher.probs)
+    else:
+        # Adding the difference of the log-sum-exps to the sum instead of to each term saves a pass.
+        values = torch.linalg.vecdot(teacher.probs, ratio)
+        values = add_to_rows(values, student.lse - teacher.lse)
     return values, student.probs.sub_(teacher.probs) if wanted else None
 
 

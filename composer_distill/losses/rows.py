@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 Reduction = Literal["mean", "batchmean", "sum", "none"]
+_REDUCTIONS = get_args(Reduction)
 
 # A class at minus infinity is computed as one at this logit: its probability is exactly zero in
 # every floating-point type that is computed in, and 0 * log(0) is 0 instead of NaN.
@@ -69,6 +70,8 @@ def check_temperature(value: Any, name: str = "temperature") -> float:
             f"{name} is the schedule {value!r}, which has no value yet. "
             "Call loss.resolve(state) before the loss, once a batch."
         )
+    if type(value) is float and 0.0 < value < math.inf:  # asked at each call
+        return value
     remedy = "Usual values are 2 to 8 for vision and 1 for language models."
     return check_number(name, value, above=0.0, remedy=remedy)
 
@@ -82,8 +85,8 @@ def check_dim(dim: Any) -> int:
 
 def check_reduction(reduction: Any) -> Reduction:
     """Return ``reduction``; raise ValueError where it is none of the four."""
-    if reduction not in get_args(Reduction):
-        known = ", ".join(repr(known) for known in get_args(Reduction))
+    if reduction not in _REDUCTIONS:
+        known = ", ".join(map(repr, _REDUCTIONS))
         raise ValueError(
             f"reduction must be one of {known}, got {reduction!r}. "
             "Use 'mean' for the mean over positions."

@@ -34,11 +34,11 @@ class Formula(NamedTuple):
     Attributes:
         terms: From student and teacher to the terms ``(N, C)`` that add up to the divergence, in
             operations that autograd and ``torch.compile`` understand.
-        rows: From student, teacher and whether a gradient is wanted to the values ``(N,)`` and the
-            gradient ``(N, C)`` with respect to the student's logits over the temperature. It may
-            overwrite the probabilities that it is given, and not the logits. A class at minus
-            infinity must not pass unseen: where it makes the gradient infinite or NaN, it must make
-            the value so.
+        rows: From student, teacher and whether a gradient is wanted to values that add up to the
+            divergence, ``(N,)`` or ``(N, C)``, and the gradient ``(N, C)`` with respect to the
+            student's logits over the temperature. It may overwrite the probabilities that it is
+            given, and not the logits. A class at minus infinity must not pass unseen: where it
+            makes the gradient infinite or NaN, it must make a value so.
     """
 
     terms: Callable[[Softened, Softened], Tensor]
