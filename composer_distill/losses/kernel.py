@@ -166,14 +166,18 @@ def scale_gradient(gradient: Tensor, weight: Tensor, scale: Tensor | None = None
     if _graph_is_kept():
         gradient = gradient.clone()
     if scale is None:
-        # Only the CPU tells a value without waiting for the device
-        is_one = weight.device.type == "cpu" and weight.item() == 1.0
+        is_one = _can_be_read(weight) and weight.item() == 1.0
         return gradient if is_one else gradient.mul_(weight)
     by_row = (scale * weight).unsqueeze(1)
     # Of unlike types torch would make a whole copy first.
     for start, stop in _chunks(gradient.shape[0], gradient.shape[1], gradient.device):
         gradient[start:stop].mul_(by_row[start:stop])
     return gradient
+
+
+def _can_be_read(tensor: Tensor) -> bool:
+    """Tell whether the host sees a tensor's values without waiting for a device."""
+    return tensor.device.type == "cpu"
 
 
 def _graph_is_kept() -> bool:
@@ -247,9 +251,8 @@ def _total_and_gradient(
     wanted: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the sum over a few rows and the gradient of each with respect to its logits over T."""
-    on_cpu = student.device.type == "cpu"
     # On a GPU it costs less to give every class a finite logit than to wait for the sum
-    for floor in (False, True) if on_cpu else (True,):
+    for floor in (False, True) if _can_be_read(student) else (True,):
         q, p = (
             soften_chunk(logits, dtype, temperature, floor=floor) for logits in (student, teacher)
         )

@@ -192,3 +192,17 @@ def test_wrong_inputs():
     for kind, message, (student, teacher, chosen) in cases:
         with pytest.raises(kind, match=message):
             loss(student, teacher, mask=chosen)
+
+
+def test_a_device_whose_values_cannot_be_read_gives_the_same(monkeypatch):
+    student, teacher = torch.randn(6, 5).double(), torch.randn(6, 5).double()
+    student[0, 1] = teacher[0, 1] = -torch.inf
+    found = []
+    for readable in (True, False):
+        monkeypatch.setattr("composer_distill.losses.kernel._can_be_read", lambda _, r=readable: r)
+        leaf = student.clone().requires_grad_()
+        value = KLDivergence(2.0)(leaf, teacher)
+        value.backward()
+        found.append((value, leaf.grad))
+    torch.testing.assert_close(*found)
+    assert found[0][1].isfinite().all()
