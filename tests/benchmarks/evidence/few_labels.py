@@ -1,0 +1,108 @@
+"""Few labels, with and without the images that have none.
+
+``python -m tests.benchmarks.evidence.few_labels --output DIR``
+"""
+
+from dataclasses import replace
+
+from matplotlib.figure import Figure
+
+from tests.benchmarks.evidence.experiment import Document, Experiment, Rows, main
+from tests.benchmarks.evidence.plots import (
+    ALONE,
+    DISTILLED,
+    GREY,
+    OTHER,
+    THIRD,
+    legend_below,
+    line,
+    panels,
+    title,
+)
+from tests.benchmarks.evidence.runs import (
+    DISTILLED_RATES,
+    FEW_RATES,
+    SMOOTHING,
+    Scale,
+    Setting,
+    Teacher,
+    teachers_of,
+)
+from tests.benchmarks.evidence.tables import compare, rows_of, setting_of, teachers_mean
+
+LABELS = (50, 100, 200)
+PLAIN, SMOOTHED = "alone", "alone, labels smoothed"
+ON_LABELLED = "distilled on the labelled images"
+ON_ALL = "distilled on 1000 unlabelled images"
+SAME = "distilled on 1000 unlabelled images, teacher of the same labels"
+KINDS = {
+    PLAIN: (ALONE, "s"),
+    SMOOTHED: (THIRD, "^"),
+    ON_LABELLED: (GREY, "D"),
+    SAME: (OTHER, "P"),
+    ON_ALL: (DISTILLED, "o"),
+}
+
+
+def rows(seed: int, scale: Scale) -> Rows:
+    """Return, for each number of labels, students alone and distilled in three ways."""
+    good = teachers_of(seed, scale)
+    everything = Setting(
+        DISTILLED_RATES, scale.steps, unlabelled=True, teachers=good, kd_loss_weight=1.0
+    )
+    result = {}
+    for labels in LABELS:
+        few = Setting(FEW_RATES, scale.steps, labels=labels)
+        own = Teacher(seed, scale.teacher_steps // 5, labels)
+        kinds = {
+            PLAIN: few,
+            SMOOTHED: replace(few, smoothing=SMOOTHING),
+            ON_LABELLED: replace(few, rates=DISTILLED_RATES, teachers=good),
+            SAME: replace(everything, teachers=(own,)),
+        }
+        result |= {f"{labels} labels: {kind}": setting for kind, setting in kinds.items()}
+    return result | {f"no labels: {ON_ALL}": everything}
+
+
+def show(document: Document) -> str:
+    """Return all rows, each beside the student alone with as many labels."""
+
+    def base(row: str) -> str:
+        labels = row.partition(":")[0]
+        return row if labels == "no labels" else f"{labels}: {PLAIN}"
+
+    def teacher(row: str) -> str:
+        if not setting_of(document, row)["teachers"]:
+            return ""
+        return f"{teachers_mean(document, row, 'accuracy'):.1f}"
+
+    text = compare(document, base, more={"teacher's accuracy %": teacher})
+    last = rows_of(document)[-1]
+    beside = [f"{labels} labels: {PLAIN}" for labels in LABELS]
+    gains = "\n\n".join(compare(document, row, rows=[row, last]) for row in beside)
+    return (
+        f"{text}\n\nThe last row beside the student alone with 50, 100 and 200 labels:\n\n{gains}"
+    )
+
+
+def draw(document: Document) -> Figure:
+    """Draw accuracy and NLL over the number of labels, a line for each kind of student."""
+    figure, axes = panels(2, width=5.6, height=4.6)
+    for each, metric in zip(axes, ("accuracy", "nll"), strict=True):
+        for kind, (colour, marker) in KINDS.items():
+            name = f"no labels: {ON_ALL}" if kind == ON_ALL else None
+            points = [(n, name or f"{n} labels: {kind}") for n in LABELS]
+            line(each, document, points, metric, (kind, colour, marker))
+        each.set(xlabel="labels", xscale="log")
+        each.set_xticks(LABELS, labels=[str(n) for n in LABELS])
+        each.set_xticks([], minor=True)
+        title(each, metric)
+    axes[1].set_yscale("log")
+    legend_below(figure, axes[0], columns=2)
+    return figure
+
+
+EXPERIMENT = Experiment("few_labels", rows, show, draw)
+
+if __name__ == "__main__":
+    main(EXPERIMENT)
