@@ -1,10 +1,8 @@
 """The evidence's pages show their committed JSON, and every experiment runs end to end."""
 
 import json
-import re
 import sys
 from pathlib import Path
-from statistics import mean
 
 import pytest
 import torch

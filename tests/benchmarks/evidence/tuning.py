@@ -88,7 +88,9 @@ def draw(document: Document) -> Figure:
             heights = [mean(values(document, row, "nll")) for row in rows]
             label = f"{name} {value:g}"
             each.plot(rates, heights, color=colour, alpha=alpha, marker=marker, label=label)
-        each.set(xscale="log", yscale="log", xlabel="learning rate")
+        each.set(xscale="log", xlabel="learning rate")
+        each.set_xticks(rates, labels=[f"{rate:g}" for rate in rates])
+        each.set_xticks([], minor=True)
         each.set_title(f"{group}: validation NLL", fontsize=10)
         each.legend(fontsize=8)
     return figure
