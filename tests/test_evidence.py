@@ -19,6 +19,8 @@ from tests.benchmarks.evidence.runs import FAST  # noqa: E402
 from tests.benchmarks.evidence.tables import difference, rows_of  # noqa: E402
 
 PAGES = DOCS / "evidence"
+MEASURED = [e for e in EXPERIMENTS if (PAGES / f"{e.name}.json").exists()]
+each_measured = pytest.mark.parametrize("experiment", MEASURED, ids=lambda e: e.name)
 each_experiment = pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda e: e.name)
 
 
@@ -47,7 +49,7 @@ def test_an_experiment_runs_end_to_end(experiment, folder, threads, capsys):
     assert (folder / f"evidence-{experiment.name}.png").stat().st_size > 10_000
 
 
-@each_experiment
+@each_measured
 def test_a_page_shows_its_json(experiment):
     document = load(PAGES / f"{experiment.name}.json")
     page = (PAGES / f"{experiment.name}.md").read_text("utf-8")
@@ -57,7 +59,16 @@ def test_a_page_shows_its_json(experiment):
     assert f"(../images/evidence-{experiment.name}.png)" in page
 
 
-@each_experiment
+def test_the_index_lists_what_was_measured():
+    index = (PAGES / "index.md").read_text("utf-8")
+    listed = index.partition("{toctree}")[2].partition("```")[0].split()[2:]
+    assert sorted(listed) == sorted(experiment.name for experiment in MEASURED)
+    assert sorted(path.stem for path in PAGES.glob("*.md") if path.stem != "index") == sorted(
+        listed
+    )
+
+
+@each_measured
 def test_the_committed_runs_are_those_of_the_script(experiment):
     """Every row and seed of the script as it stands is there, with its settings."""
     document = load(PAGES / f"{experiment.name}.json")

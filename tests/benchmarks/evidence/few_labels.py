@@ -28,9 +28,17 @@ from tests.benchmarks.evidence.runs import (
     Teacher,
     teachers_of,
 )
-from tests.benchmarks.evidence.tables import compare, rows_of, setting_of, teachers_mean
+from tests.benchmarks.evidence.tables import (
+    compare,
+    difference,
+    rows_of,
+    setting_of,
+    table,
+    teachers_mean,
+)
 
 LABELS = (50, 100, 200)
+METRICS = ("accuracy", "nll")
 PLAIN, SMOOTHED = "alone", "alone, labels smoothed"
 ON_LABELLED = "distilled on the labelled images"
 ON_ALL = "distilled on 1000 unlabelled images"
@@ -78,17 +86,21 @@ def show(document: Document) -> str:
 
     text = compare(document, base, more={"teacher's accuracy %": teacher})
     last = rows_of(document)[-1]
-    beside = [f"{labels} labels: {PLAIN}" for labels in LABELS]
-    gains = "\n\n".join(compare(document, row, rows=[row, last]) for row in beside)
-    return (
-        f"{text}\n\nThe last row beside the student alone with 50, 100 and 200 labels:\n\n{gains}"
-    )
+    lines = [
+        [
+            f"{labels} labels",
+            *(difference(document, f"{labels} labels: {PLAIN}", last, m) for m in METRICS),
+        ]
+        for labels in LABELS
+    ]
+    gains = table(["last row minus alone with", "accuracy %, better on", "NLL, better on"], lines)
+    return f"{text}\n\n{gains}"
 
 
 def draw(document: Document) -> Figure:
     """Draw accuracy and NLL over the number of labels, a line for each kind of student."""
     figure, axes = panels(2, width=5.6, height=4.6)
-    for each, metric in zip(axes, ("accuracy", "nll"), strict=True):
+    for each, metric in zip(axes, METRICS, strict=True):
         for kind, (colour, marker) in KINDS.items():
             name = f"no labels: {ON_ALL}" if kind == ON_ALL else None
             points = [(n, name or f"{n} labels: {kind}") for n in LABELS]

@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     for experiment in EXPERIMENTS:
         source = given.output / f"{experiment.name}.json"
-        if source.exists():
+        if source.exists() and (DOCS / "evidence" / f"{experiment.name}.md").exists():
             bring(experiment, source)
 
 

@@ -9,7 +9,7 @@ from tabulate import tabulate
 from composer_distill.demo.summary import Spread, spread
 
 Document = dict[str, Any]
-LOWER_IS_BETTER = ("nll", "ece")
+LOWER_IS_BETTER = ("nll", "ece", "step_cpu_ms")
 FACTORS = {"accuracy": 100.0, "ece": 100.0}
 PLACES = {"nll": 3}
 TITLES = {"accuracy": "accuracy %", "nll": "NLL", "ece": "ECE %"}
