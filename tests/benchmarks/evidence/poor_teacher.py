@@ -36,7 +36,7 @@ FEW_STEPS, FEW_LABELS = (10, 30, 60, 120, 300), (50, 100, 200)
 def rows(seed: int, scale: Scale) -> Rows:
     """Return the student alone, and with teachers of few steps or few labels."""
     good = Setting(DISTILLED_RATES, scale.steps, teachers=teachers_of(seed, scale))
-    short = {f"teacher of {n} steps": Teacher(seed, n) for n in FEW_STEPS}
+    short = {f"teacher of {n} steps": Teacher(seed, min(n, scale.teacher_steps)) for n in FEW_STEPS}
     steps = scale.teacher_steps // 5
     poor = {f"teacher of {n} labels": Teacher(seed, steps, n) for n in FEW_LABELS}
     return {
