@@ -39,6 +39,7 @@ from tests.benchmarks.evidence.tables import (
 
 LABELS = (50, 100, 200)
 METRICS = ("accuracy", "nll")
+NLL_TICKS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 PLAIN, SMOOTHED = "alone", "alone, labels smoothed"
 ON_LABELLED = "distilled on the labelled images"
 ON_ALL = "distilled on 1000 unlabelled images"
@@ -110,11 +111,15 @@ def draw(document: Document) -> Figure:
         each.set_xticks([], minor=True)
         title(each, metric)
     axes[1].set_yscale("log")
+    low, high = axes[1].get_ylim()
+    levels = [level for level in NLL_TICKS if low <= level <= high]
+    axes[1].set_yticks(levels, labels=[f"{level:g}" for level in levels])
+    axes[1].set_yticks([], minor=True)
     legend_below(figure, axes[0], columns=2)
     return figure
 
 
-EXPERIMENT = Experiment("few_labels", rows, show, draw)
+EXPERIMENT = Experiment("few_labels", rows, show, draw, seeds=3)
 
 if __name__ == "__main__":
     main(EXPERIMENT)
