@@ -1,0 +1,151 @@
+"""The evidence's pages show their committed JSON, and every experiment runs end to end."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))  # as `python -m tests.benchmarks.evidence.…` has it
+
+from tests.benchmarks.evidence import dark_knowledge, tuning  # noqa: E402
+from tests.benchmarks.evidence import runs as settings  # noqa: E402
+from tests.benchmarks.evidence.experiment import collect, load, main  # noqa: E402
+from tests.benchmarks.evidence.pages import DOCS, EXPERIMENTS, render, shown  # noqa: E402
+from tests.benchmarks.evidence.runs import FAST  # noqa: E402
+from tests.benchmarks.evidence.tables import difference, rows_of  # noqa: E402
+
+PAGES = DOCS / "evidence"
+MEASURED = [e for e in EXPERIMENTS if (PAGES / f"{e.name}.json").exists()]
+each_measured = pytest.mark.parametrize("experiment", MEASURED, ids=lambda e: e.name)
+each_experiment = pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda e: e.name)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One folder for all, so that equal runs and teachers are trained once."""
+    return tmp_path_factory.mktemp("evidence")
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@each_experiment
+@pytest.mark.filterwarnings("ignore:Some targets have less than 1 total probability")
+def test_an_experiment_runs_end_to_end(experiment, folder, threads, capsys):
+    main(experiment, ["--output", str(folder), "--fast", "--seeds", "1"])
+    document = load(folder / f"{experiment.name}.json")
+    assert rows_of(document) == list(experiment.rows(1, FAST))
+    assert all(0 <= value <= 1 for run in document["runs"] for value in [run.get("accuracy", 0)])
+    assert experiment.table(document) in (folder / f"{experiment.name}.md").read_text("utf-8")
+    assert experiment.table(document) in capsys.readouterr().out
+    assert (folder / f"evidence-{experiment.name}.png").stat().st_size > 10_000
+
+
+@each_measured
+def test_a_page_shows_its_json(experiment):
+    document = load(PAGES / f"{experiment.name}.json")
+    page = (PAGES / f"{experiment.name}.md").read_text("utf-8")
+    assert shown(page) == render(experiment, document)
+    assert f"python -m tests.benchmarks.evidence.{experiment.name} --output" in page
+    assert (DOCS / "images" / f"evidence-{experiment.name}.png").exists()
+    assert f"(../images/evidence-{experiment.name}.png)" in page
+
+
+def test_the_index_lists_what_was_measured():
+    index = (PAGES / "index.md").read_text("utf-8")
+    listed = index.partition("{toctree}")[2].partition("```")[0].split()[2:]
+    assert sorted(listed) == sorted(experiment.name for experiment in MEASURED)
+    assert sorted(path.stem for path in PAGES.glob("*.md") if path.stem != "index") == sorted(
+        listed
+    )
+
+
+@each_measured
+def test_the_committed_runs_are_those_of_the_script(experiment):
+    """Every row and seed of the script as it stands is there, with its settings."""
+    document = load(PAGES / f"{experiment.name}.json")
+    seeds = {run["seed"] for run in document["runs"]}
+    assert seeds == set(range(1, experiment.seeds + 1))
+    for seed in seeds:
+        expected = {n: json.loads(json.dumps(s.plain())) for n, s in rows(experiment, seed).items()}
+        found = {run["row"]: run["setting"] for run in document["runs"] if run["seed"] == seed}
+        assert found == expected
+
+
+def rows(experiment, seed):
+    return experiment.rows(seed, settings.Scale())
+
+
+def test_both_sides_use_what_the_tuning_preferred():
+    document = load(PAGES / "tuning.json")
+
+    def chosen(group):
+        row = tuning.best(document, group)
+        return next(run["setting"] for run in document["runs"] if run["row"] == row)
+
+    for group, rates in (
+        ("alone", settings.ALONE_RATES),
+        ("distilled", settings.DISTILLED_RATES),
+        (tuning.FEW_ALONE, settings.FEW_RATES),
+    ):
+        assert chosen(group)["rates"] == {
+            "learning_rate": rates.learning_rate,
+            "weight_decay": rates.weight_decay,
+        }
+    assert chosen("distilled")["temperature"] == settings.TEMPERATURE
+    assert chosen("smoothed")["smoothing"] == settings.SMOOTHING
+
+
+def test_a_run_that_is_there_is_not_repeated(folder, monkeypatch, threads, capsys):
+    experiment = next(e for e in EXPERIMENTS if e.name == "scheduling")
+    before = collect(experiment, 1, FAST, folder)
+
+    def refuse(*arguments):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("tests.benchmarks.evidence.experiment.run", refuse)
+    assert collect(experiment, 1, FAST, folder) == before
+    with pytest.raises(AssertionError, match="trained again"):
+        collect(experiment, 2, FAST, folder)
+    assert load(folder / "scheduling.json") == before  # an interrupted experiment loses nothing
+
+
+def test_runs_of_another_machine_are_refused(folder, tmp_path):
+    experiment = next(e for e in EXPERIMENTS if e.name == "scheduling")
+    collect(experiment, 1, FAST, folder)
+    document = load(folder / "scheduling.json") | {"machine": "another"}
+    (tmp_path / "scheduling.json").write_text(json.dumps(document))
+    with pytest.raises(SystemExit, match="another machine"):
+        collect(experiment, 1, FAST, tmp_path)
+
+
+def test_differences_are_paired_by_seed():
+    runs = [("a", 1, 0.5), ("a", 2, 0.7), ("b", 2, 0.8), ("b", 1, 0.7)]
+    document = {"runs": [{"row": r, "seed": s, "accuracy": v, "nll": v} for r, s, v in runs]}
+    assert difference(document, "a", "b", "accuracy") == "+15.00 ± 7.07, 2 of 2"
+    assert difference(document, "a", "b", "nll") == "+0.150 ± 0.071, 0 of 2"
+    assert difference(document, "b", "a", "nll") == "-0.150 ± 0.071, 2 of 2"
+
+
+def test_the_shift_by_frequency_answers_a_tenth():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1000, 10, generator=generator)
+    logits[:, dark_knowledge.ABSENT] -= 5.0
+    shift = dark_knowledge.matching_shift(logits)
+    answers = dark_knowledge.shifted(logits, shift).argmax(-1)
+    assert (answers == dark_knowledge.ABSENT).sum() == 100
+
+
+def test_the_best_shift_is_the_smallest_of_the_best():
+    logits = torch.zeros(2, 10)
+    logits[0, 1], logits[1, 4] = 2.05, 7.05
+    labels = torch.tensor([dark_knowledge.ABSENT, 4])
+    assert dark_knowledge.best_shift(logits, labels) == pytest.approx(2.1)
