@@ -13,11 +13,6 @@ author = "the composer-distill authors"
 version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-suppress_warnings = [
-    "myst.header",  # sections that begin at the third level
-    "toc.not_readable",  # pages of measurements that are yet to come
-]
-
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
