@@ -32,6 +32,7 @@ from tests.benchmarks.evidence.tables import (
 )
 
 KINDS = {"alone": (ALONE, "s"), "labels smoothed": (THIRD, "^"), "distilled": (DISTILLED, "o")}
+SECONDS = (0.1, 0.5, 1, 2, 5, 10, 20)  # ticks
 FACTORS = (0.25, 0.5, 1, 2, 4)
 
 
@@ -49,6 +50,11 @@ def rows(seed: int, scale: Scale) -> Rows:
         for kind, setting in kinds.items()
         for steps in budgets
     }
+
+
+def steps_of(document: Document) -> list[int]:
+    """Return the budgets."""
+    return [setting_of(document, row)["steps"] for row in rows_of_kind(document, "alone")]
 
 
 def base_of(document: Document) -> str:
@@ -121,6 +127,11 @@ def draw(document: Document) -> Figure:
         target = mean(values(document, base_of(document), metric))
         each.axhline(target, color=ALONE, linestyle="--", linewidth=1.2, label="to be reached")
         each.set(xscale="log", xlabel="steps" if over == "steps" else "student's CPU seconds")
+        ticks = steps_of(document) if over == "steps" else SECONDS
+        low, high = each.get_xlim()
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        each.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+        each.set_xticks([], minor=True)
         title(each, metric)
     legend_below(figure, axes[0])
     return figure

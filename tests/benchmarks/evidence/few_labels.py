@@ -119,7 +119,7 @@ def draw(document: Document) -> Figure:
     return figure
 
 
-EXPERIMENT = Experiment("few_labels", rows, show, draw, seeds=3)
+EXPERIMENT = Experiment("few_labels", rows, show, draw)
 
 if __name__ == "__main__":
     main(EXPERIMENT)

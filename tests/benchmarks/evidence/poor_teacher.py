@@ -74,10 +74,12 @@ def draw(document: Document) -> Figure:
             label = GOOD if kind == "teacher" else f"teacher of few {kind}"
             style = {"color": colour, "marker": marker, "markersize": 8, "label": label}
             each.plot(across, heights, linestyle="-", linewidth=1, **style)
-        each.axline((across[-1], across[-1]), slope=1, color=GREY, linewidth=0.8, linestyle=":")
+        every = [teachers_mean(document, row, metric) for row in rows_of(document)[1:]]
+        bounds = [min(every), max(every)]
+        each.plot(bounds, bounds, color=GREY, linewidth=0.8, linestyle=":", label="its teacher")
         each.set_xlabel(f"teacher's {'accuracy %' if metric == 'accuracy' else 'NLL'}")
         title(each, metric)
-    axes[1].set(xscale="log")
+    axes[1].set(xscale="log", yscale="log")
     legend_below(figure, axes[0])
     return figure
 

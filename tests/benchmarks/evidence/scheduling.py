@@ -60,7 +60,7 @@ def draw(document: Document) -> Figure:
     return figure
 
 
-EXPERIMENT = Experiment("scheduling", rows, show, draw, reuse=("sampling",), seeds=3)
+EXPERIMENT = Experiment("scheduling", rows, show, draw, reuse=("sampling",))
 
 if __name__ == "__main__":
     main(EXPERIMENT)
