@@ -318,6 +318,7 @@ class Distillation(Algorithm):
         if self.on_nonfinite == "raise":
             self._panel.check_finite(int(state.timestamp.batch))
         self._book.complete_pass()
+        self._term = self._task = None  # so that the algorithm can be copied
 
     def _log(self, state: State, logger: Logger) -> None:
         """BATCH_END: log one value a batch, the same on every rank."""

@@ -140,20 +140,25 @@ class _WithGradient(torch.autograd.Function):
             whole = gradient.new_zeros(ctx.rows, gradient.shape[1])
             gradient = whole.index_copy_(0, index, gradient)
         if torch.is_grad_enabled():
-            gradient = _NotTwice.apply(gradient.detach().requires_grad_())
+            gradient = NotTwice.apply(gradient.detach().requires_grad_())
         return gradient, None, None, None, None, None
 
 
-class _NotTwice(torch.autograd.Function):
+class NotTwice(torch.autograd.Function):
+    """A gradient that says so when it is differentiated again."""
+
     @staticmethod
     def forward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Return the gradient."""
         return gradient.view_as(gradient)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        """Refuse."""
         raise RuntimeError(
             "the chunked divergence keeps its gradient and not its inputs, so that it cannot be "
-            "differentiated twice. Use reduction='none' and reduce the terms yourself."
+            "differentiated twice. Use reduction='none' and reduce the terms yourself; the fused "
+            "loss has none, so use KLDivergence."
         )
 
 

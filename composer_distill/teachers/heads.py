@@ -47,6 +47,12 @@ def only_at(model: nn.Module, mask: Tensor | None) -> Iterator[None]:
         handle.remove()
 
 
+# What configurations of transformers call the caps and scales of logits
+_MAPS_LOGITS = ("final_logit_softcapping", "logits_soft_cap", "logits_scaling", "logit_scale")
+# Below this a cap can hide in the rounding, so the logits are looked at again
+_TELLING = 1.0
+
+
 class Head(NamedTuple):
     """What gives a language model's logits: ``hidden @ weight.T + bias``.
 
@@ -84,12 +90,14 @@ class HeadRecorder:
                 f"found by get_output_embeddings(), got {found}. Use KLDivergence, which needs "
                 "logits alone."
             )
-        cap = getattr(getattr(_owner(model), "config", None), "final_logit_softcapping", None)
-        if cap is not None:
-            raise ValueError(
-                f"{owner}: it caps its logits (final_logit_softcapping={cap}), so that they are no "
-                "product of hidden states and a weight. Use KLDivergence."
-            )
+        config = getattr(_owner(model), "config", None)
+        for option in _MAPS_LOGITS:
+            value = getattr(config, option, None)
+            if value not in (None, 1, 1.0):
+                raise ValueError(
+                    f"{owner}: it caps or scales its logits ({option}={value}), so that they are "
+                    "no product of hidden states and a weight. Use KLDivergence."
+                )
         self._linear = head
         self._owner = owner
         self._skip = skip
@@ -125,8 +133,7 @@ class HeadRecorder:
                 "KLDivergence, which needs logits alone."
             )
         if not self._checked:
-            self._check(head, logits)
-            self._checked = True
+            self._checked = self._check(head, logits) > _TELLING
         weight = head.weight.to(logits.dtype)
         bias = None if head.bias is None else head.bias.to(logits.dtype)
         return Head(head.hidden.to(logits.dtype), weight, bias)
@@ -139,8 +146,8 @@ class HeadRecorder:
         return (hidden[:1, :1], *arguments[1:]) if self._skip and hidden.ndim == 3 else None
 
     @torch.no_grad()
-    def _check(self, head: Head, logits: Tensor) -> None:
-        """Compare the logits of one position with what the head alone would give."""
+    def _check(self, head: Head, logits: Tensor) -> float:
+        """Compare one position's logits with the head's own; return the largest of them."""
         dtype, bias = logits.dtype, head.bias
         expected = F.linear(
             head.hidden[0, 0].to(dtype),
@@ -153,7 +160,7 @@ class HeadRecorder:
             largest = expected.abs().nan_to_num(0.0, 0.0).amax().item()
             tolerance = 16 * torch.finfo(logits.dtype).eps * largest
             if torch.allclose(came, expected, rtol=0.0, atol=tolerance, equal_nan=True):
-                return
+                return largest
         raise ValueError(
             f"{self._owner}: its logits are not the product of its hidden states and its output "
             "embedding; it scales, caps or maps them afterwards. Use KLDivergence, which reads the "

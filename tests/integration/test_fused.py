@@ -133,8 +133,9 @@ def test_no_teachers_logits_exist_and_nothing_is_left_behind():
     student, teacher = language.model("causal", 1), language.model("causal", 2)
     made = []
     teacher.model.lm_head.register_forward_hook(lambda module, given, out: made.append(out.shape))
-    fit(student, teacher, language.loader(language.batches("causal")), FusedLinearKL())
+    run = fit(student, teacher, language.loader(language.batches("causal")), FusedLinearKL())
     assert made == [(1, 1, language.VOCAB)] * 2
+    copy.deepcopy(run.state.algorithms)
     for model in (student, teacher):
         assert not model.model.lm_head._forward_pre_hooks
 
@@ -192,8 +193,20 @@ class TestRefusals:
     def test_capped_logits(self):
         teacher = language.model("causal", 2)
         teacher.model.config.final_logit_softcapping = 30.0
-        with pytest.raises(ValueError, match=r"it caps its logits \(final_logit_softcapping=30.0"):
+        with pytest.raises(ValueError, match="it caps or scales .*softcapping=30.0"):
             fit(language.model("causal", 1), teacher, self.data(), FusedLinearKL())
+
+    def test_a_scale_that_the_configuration_names(self):
+        student = language.model("causal", 1)
+        student.model.config.logits_scaling = 8.0
+        with pytest.raises(ValueError, match=r"the student: it caps or scales .*logits_scaling=8"):
+            fit(student, language.model("causal", 2), self.data(), FusedLinearKL())
+
+    def test_a_scale_that_shows_only_when_the_head_has_grown(self):
+        student = Scaled(1)
+        torch.nn.init.zeros_(student.lm.lm_head.weight)
+        with pytest.raises(ValueError, match="the student: its logits are not the product"):
+            fit(student, language.model("causal", 2), self.data(), FusedLinearKL())
 
     def test_a_student_without_an_output_embedding(self):
         with pytest.raises(ValueError, match=r"the student: .*found by get_output_embeddings\(\)"):

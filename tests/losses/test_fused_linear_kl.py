@@ -124,3 +124,11 @@ def test_wrong_arguments():
         fused_linear_kl(s, v, t, w, student_bias=b[:3])
     with pytest.raises(TypeError, match="mask must be boolean"):
         fused_linear_kl(s, v, t, w, torch.ones(9))
+
+
+def test_a_second_derivative_says_no():
+    h, w = torch.randn(5, 4, requires_grad=True), torch.randn(6, 4)
+    value = FusedLinearKL()(h, w, torch.randn(5, 3), torch.randn(6, 3))
+    (gradient,) = torch.autograd.grad(value, h, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        gradient.pow(2).sum().backward()
