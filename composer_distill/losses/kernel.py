@@ -83,14 +83,13 @@ def divergence(
     factor = temperature**2 if squared else 1.0
     if chosen == "none" or torch.compiler.is_compiling():
         return _plain(formula, student, teacher, mask, temperature, factor, dim, chosen)
-    index = None
+    s, t, index = as_rows(student, dim), as_rows(teacher, dim), None
     if mask is not None and not bool(mask.all()):
         index = mask.reshape(-1).nonzero().squeeze(1)
-    s, t = as_rows(student, dim), as_rows(teacher, dim)
     if chosen == "mean":
-        factor /= max((s if index is None else index).shape[0], 1)
+        factor /= len(s if index is None else index) or 1
     elif chosen == "batchmean":
-        factor /= max(student.shape[0], 1)
+        factor /= len(student) or 1
     if s.requires_grad and torch.is_grad_enabled():
         return cast(Tensor, _WithGradient.apply(s, t, index, formula, temperature, factor))
     with torch.no_grad():
@@ -129,17 +128,19 @@ class _WithGradient(torch.autograd.Function):
     ) -> Tensor:
         found = chunked(student, teacher, index, formula, temperature, factor, True)
         ctx.save_for_backward(found.gradient, found.scale, index)
-        ctx.rows = student.shape[0]
+        ctx.shape = student.shape
         return found.total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         gradient, scale, index = ctx.saved_tensors
-        gradient = scale_gradient(gradient, grad_outputs[0].detach(), scale)
+        again = torch.is_grad_enabled()
+        weight = grad_outputs[0].detach() if again else grad_outputs[0]
+        gradient = scale_gradient(gradient, weight, scale)
         if index is not None:
-            whole = gradient.new_zeros(ctx.rows, gradient.shape[1])
+            whole = gradient.new_zeros(ctx.shape)
             gradient = whole.index_copy_(0, index, gradient)
-        if torch.is_grad_enabled():
+        if again:
             gradient = NotTwice.apply(gradient.detach().requires_grad_())
         return gradient, None, None, None, None, None
 
@@ -175,14 +176,14 @@ def scale_gradient(gradient: Tensor, weight: Tensor, scale: Tensor | None = None
         return gradient if is_one else gradient.mul_(weight)
     by_row = (scale * weight).unsqueeze(1)
     # Of unlike types torch would make a whole copy first.
-    for start, stop in _chunks(gradient.shape[0], gradient.shape[1], gradient.device):
+    for start, stop in _chunks(gradient.shape[0], gradient):
         gradient[start:stop].mul_(by_row[start:stop])
     return gradient
 
 
 def _can_be_read(tensor: Tensor) -> bool:
     """Tell whether the host sees a tensor's values without waiting for a device."""
-    return tensor.device.type == "cpu"
+    return tensor.is_cpu
 
 
 def _graph_is_kept() -> bool:
@@ -190,12 +191,15 @@ def _graph_is_kept() -> bool:
     return True if _KEEPS_GRAPH is None else _KEEPS_GRAPH()
 
 
-def _chunks(rows: int, classes: int, device: torch.device) -> list[tuple[int, int]]:
+def _chunks(rows: int, like: Tensor) -> list[tuple[int, int]]:
     """Return the bounds of chunks that are as many rows as fit a cache, and at least one."""
-    on_cpu = device.type == "cpu"
-    entries = _CPU_ENTRIES_PER_THREAD * torch.get_num_threads() if on_cpu else _GPU_ENTRIES
-    size = max(1, entries // classes)
+    size = max(1, _entries(like) // like.shape[1])
     return [(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def _entries(like: Tensor) -> int:
+    """Return how many entries a chunk may have."""
+    return _CPU_ENTRIES_PER_THREAD * torch.get_num_threads() if like.is_cpu else _GPU_ENTRIES
 
 
 def chunked(
@@ -221,16 +225,16 @@ def chunked(
         wanted: Whether a gradient is.
         overwrite: Whether the memory of the student's logits may become the gradient's.
     """
-    dtype = compute_dtype(student, teacher)
-    n, slope = (student if index is None else index).shape[0], factor / temperature
-    chunks = _chunks(n, student.shape[1], student.device)
-    if len(chunks) == 1 and index is None and student.dtype == dtype:
+    dtype, slope = compute_dtype(student, teacher), factor / temperature
+    if index is None and student.dtype == dtype and 0 < student.numel() <= _entries(student):
         total, gradient = _total_and_gradient(formula, student, teacher, dtype, temperature, wanted)
-        return Chunked(total * factor, None if gradient is None else gradient.mul_(slope), None)
+        total = total.mul_(factor)
+        return Chunked(total, None if gradient is None else gradient.mul_(slope), None)
+    n = (student if index is None else index).shape[0]
     total = torch.zeros((), dtype=dtype, device=student.device)
     gradient = student if overwrite else student.new_empty(n if wanted else 0, student.shape[1])
     scale = total.new_empty(n) if student.dtype == torch.float16 and wanted else None
-    for start, stop in chunks:
+    for start, stop in _chunks(n, student):
         at = slice(start, stop) if index is None else index[start:stop]
         part, row_gradient = _total_and_gradient(
             formula, student[at], teacher[at], dtype, temperature, wanted
@@ -257,12 +261,23 @@ def _total_and_gradient(
 ) -> tuple[Tensor, Tensor | None]:
     """Return the sum over a few rows and the gradient of each with respect to its logits over T."""
     # On a GPU it costs less to give every class a finite logit than to wait for the sum
-    for floor in (False, True) if _can_be_read(student) else (True,):
-        q, p = (
-            soften_chunk(logits, dtype, temperature, floor=floor) for logits in (student, teacher)
-        )
-        values, gradient = formula.rows(q, p, wanted)
-        total = values.sum()
-        if floor or math.isfinite(total.item()):
-            break
-    return total, gradient  # pyright: ignore[reportPossiblyUnboundVariable]
+    floor = not _can_be_read(student)
+    total, gradient = _softened_rows(formula, student, teacher, dtype, temperature, wanted, floor)
+    if not floor and not math.isfinite(total.item()):
+        return _softened_rows(formula, student, teacher, dtype, temperature, wanted, True)
+    return total, gradient
+
+
+def _softened_rows(
+    formula: Formula,
+    student: Tensor,
+    teacher: Tensor,
+    dtype: torch.dtype,
+    temperature: float,
+    wanted: bool,
+    floor: bool,
+) -> tuple[Tensor, Tensor | None]:
+    q = soften_chunk(student, dtype, temperature, floor=floor)
+    p = soften_chunk(teacher, dtype, temperature, floor=floor)
+    values, gradient = formula.rows(q, p, wanted)
+    return values.sum(), gradient

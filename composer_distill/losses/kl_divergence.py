@@ -114,7 +114,8 @@ class KLDivergence(DistillationLoss):
         self, student: Tensor, teacher: Tensor, mask: Tensor | None, labels: Tensor | None
     ) -> Tensor:
         """Return the divergence."""
-        return kl_divergence(
+        return divergence(
+            FORWARD_KL,
             student,
             teacher,
             mask,

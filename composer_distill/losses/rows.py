@@ -37,7 +37,8 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """Return the type to compute in: float32, or float64 where an input has it."""
     dtype = torch.float32
     for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
+        if tensor.dtype != dtype:
+            dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype
 
 
@@ -132,6 +133,19 @@ def check_inputs(student: Any, teacher: Any, mask: Any, dim: int) -> None:
         ValueError: If shapes or devices differ, or ``dim`` is no axis of the logits.
     """
     _check_logits("student", student, dim)
+    alike = isinstance(teacher, Tensor) and teacher.dtype == student.dtype
+    if not alike or teacher.shape != student.shape or teacher.device != student.device:
+        _check_pair(student, teacher, dim)
+    if mask is not None:
+        check_per_position("mask", mask, student, dim)
+        if mask.dtype != torch.bool:
+            raise TypeError(
+                f"mask must be boolean, true where a position counts, got {mask.dtype}. "
+                "Convert it with mask.bool()."
+            )
+
+
+def _check_pair(student: Tensor, teacher: Any, dim: int) -> None:
     _check_logits("teacher", teacher, dim)
     if student.shape != teacher.shape:
         raise ValueError(
@@ -143,13 +157,6 @@ def check_inputs(student: Any, teacher: Any, mask: Any, dim: int) -> None:
             f"student and teacher logits must be on one device, got {student.device} and "
             f"{teacher.device}. Move the teacher to the student's device."
         )
-    if mask is not None:
-        check_per_position("mask", mask, student, dim)
-        if mask.dtype != torch.bool:
-            raise TypeError(
-                f"mask must be boolean, true where a position counts, got {mask.dtype}. "
-                "Convert it with mask.bool()."
-            )
 
 
 def check_per_position(name: str, value: Any, student: Tensor, dim: int) -> None:
