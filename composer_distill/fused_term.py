@@ -105,6 +105,12 @@ class FusedTerm:
             answer = panel.ask_head(index, view, state, logits.device)
             remedy = term.explain_sizes(len(whole.weight), len(answer.weight))
             answer = self._cut(answer, label)
+            if answer.hidden.shape[:-1] != ours.hidden.shape[:-1]:
+                raise ValueError(
+                    f"{label}: it answers positions of shape {tuple(answer.hidden.shape[:-1])} "
+                    f"where the student answers {tuple(ours.hidden.shape[:-1])}. Use KLDivergence "
+                    "with Teacher(..., input_fn=...) or student_output_fn."
+                )
             check_shapes(_stand_in(ours), _stand_in(answer), label, remedy)
             heads.append((share, answer))
         theirs = mean_head(heads, ours.hidden.dtype)

@@ -2,22 +2,25 @@
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.overhead --json OUT > tables.md
 
-Run from the repository's root. Each contestant is a real ``Trainer`` in this one process, and
-trains one epoch of a few batches in each repeat, in an order that is drawn anew each time. A batch
-is timed from BATCH_START to BATCH_END, and the first of an epoch is left out. Ratios are taken
-within a repeat; the tables show their median and quartiles. CPU time is the process's own and
-decides over the bars; wall clock is what a busy machine makes of it. The student alone runs twice:
-how far the ratio of the two is from 1 is how far to trust the rest.
+Run from the repository's root. Each contestant is a real ``Trainer`` in a thread of its own, and
+they take turns: in each round every one trains one batch while the others wait, in an order that is
+drawn anew each time. A batch is timed from BATCH_START to BATCH_END. Ratios are taken within a
+round; the tables show their median, its interval of 95 % confidence, and the quartiles. CPU time
+is the thread's own and decides over the bars; wall clock is what a busy machine makes of it. The
+student alone runs twice: how far the ratio of the two is from 1 is how far to trust the rest.
 """
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import logging
+import math
 import os
 import platform
 import random
 import statistics
+import threading
 import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -41,14 +44,23 @@ from tests.benchmarks.workloads import (
 
 
 class Clock(Callback):
-    """Times each batch, and keeps its loss so that contestants can be seen to do the same."""
+    """Times each batch, and keeps its loss so that contestants can be seen to do the same.
+
+    Once it ``waits``, a batch begins when ``turn`` is given, and ``rest`` tells that the last one,
+    and all that comes between two batches, is over.
+    """
 
     def __init__(self):
         self.start = now()
         self.times: list[tuple[float, float]] = []
         self.loss = 0.0
+        self.waits = False
+        self.turn, self.rest = threading.Semaphore(0), threading.Semaphore(0)
 
     def batch_start(self, state, logger):
+        if self.waits:
+            self.rest.release()
+            self.turn.acquire()
         self.start = now()
 
     def batch_end(self, state, logger):
@@ -57,7 +69,7 @@ class Clock(Callback):
 
 
 def now() -> tuple[float, float]:
-    return time.process_time(), time.perf_counter()
+    return time.thread_time(), time.perf_counter()
 
 
 def since(start: tuple[float, float]) -> tuple[float, float]:
@@ -67,7 +79,7 @@ def since(start: tuple[float, float]) -> tuple[float, float]:
 
 
 class Training:
-    """A student in a Trainer, an epoch at a time."""
+    """A student in a Trainer, a batch at a time."""
 
     def __init__(self, work: Workload, algorithms: Any = (), teacher: nn.Module | None = None):
         self.clock, self.student = Clock(), work.student()
@@ -83,35 +95,56 @@ class Training:
             progress_bar=False,
         )
 
-    def epoch(self) -> list[tuple[float, float]]:
-        self.clock.times = []
-        self.trainer.fit(duration="1ep")
-        return self.clock.times
+    def begin(self, batches: int):
+        """Let a thread train until its first batch is to begin."""
+        self.clock.waits = True
+        self.thread = threading.Thread(target=self._train, args=(batches,), daemon=True)
+        self.thread.start()
+        self.clock.rest.acquire()
+
+    def _train(self, batches: int):
+        try:
+            self.trainer.fit(duration=f"{batches}ba")
+        finally:
+            self.clock.rest.release()
+
+    def step(self) -> tuple[float, float]:
+        """Train one batch and return its milliseconds."""
+        known = len(self.clock.times)
+        self.clock.turn.release()
+        self.clock.rest.acquire()
+        if len(self.clock.times) == known:
+            raise SystemExit("a Trainer stopped before its time")
+        return self.clock.times[-1]
 
     def peak(self) -> int:
+        self.thread.join()
+        self.clock.waits = False
         self.student.zero_grad(set_to_none=True)
-        return peak_bytes(self.epoch)
+        return peak_bytes(lambda: self.trainer.fit(duration="1ep"))
 
 
 class Forward:
-    """A teacher that answers alone, an epoch at a time."""
+    """A teacher that answers alone, a batch at a time."""
 
     def __init__(self, work: Workload):
-        self.work, self.teacher, self.batches = work, work.teacher(1).eval(), list(work.batches())
+        self.work, self.teacher = work, work.teacher(1).eval()
+        self.batches = itertools.cycle(work.batches())
 
-    def epoch(self) -> list[tuple[float, float]]:
-        times = []
-        for batch in self.batches:
-            start = now()
-            with torch.no_grad():
-                self.work.ask(self.teacher, batch)
-            times.append(since(start))
-        return times
+    def begin(self, batches: int):
+        """Nothing is to be prepared."""
+
+    def step(self) -> tuple[float, float]:
+        batch, start = next(self.batches), now()
+        with torch.no_grad():
+            self.work.ask(self.teacher, batch)
+        return since(start)
 
     def peak(self) -> int:
-        return peak_bytes(self.epoch)
+        return peak_bytes(self.step)
 
 
+WARM_UP = 4  # batches
 STUDENT, AGAIN, TEACHER, BY_HAND = "student", "student again", "teacher's forward", "by hand"
 QUIET, DEFAULT = "`Distillation`, telemetry off", "`Distillation`"
 FOUR_QUIET, FOUR = "one of four teachers, telemetry off", "one of four teachers"
@@ -167,20 +200,22 @@ CLAIMS = (
 )
 
 
-def measure(work: Workload, repeats: int) -> dict[str, dict[str, list[float]]]:
-    """Return each contestant's milliseconds a batch, by repeat, and its peak of bytes."""
+def measure(work: Workload, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Return each contestant's milliseconds a batch, by round, and its peak of bytes."""
     runs = contestants(work)
     for run in runs.values():
-        run.epoch()
+        run.begin(WARM_UP + rounds)
+        for _ in range(WARM_UP):
+            run.step()
     check_same(runs)
     found = {name: {"cpu": [], "wall": []} for name in runs}
     order, generator = list(runs), random.Random(0)
-    for _ in range(repeats):
+    for _ in range(rounds):
         generator.shuffle(order)
         for name in order:
-            cpu, wall = zip(*runs[name].epoch()[1:], strict=True)
-            found[name]["cpu"].append(statistics.fmean(cpu))
-            found[name]["wall"].append(statistics.fmean(wall))
+            cpu, wall = runs[name].step()
+            found[name]["cpu"].append(cpu)
+            found[name]["wall"].append(wall)
     for name, run in runs.items():
         found[name]["bytes"] = [run.peak()]
     for run in runs.values():
@@ -197,14 +232,26 @@ def check_same(runs: dict[str, Any]):
             raise SystemExit(f"{ours} ends on the loss {one}, {theirs} on {other}")
 
 
-def ratio(found: dict[str, Any], claim: Claim, key: str) -> tuple[float, float, float]:
-    """Return the median and the quartiles of a claim's ratio."""
+@dataclass(frozen=True)
+class Ratio:
+    """A claim's ratio over the rounds: its median, the median's bounds, and the quartiles."""
+
+    median: float
+    low: float
+    high: float
+    quartiles: tuple[float, float]
+
+
+def ratio(found: dict[str, Any], claim: Claim, key: str) -> Ratio:
+    """Return a claim's ratio; its bounds hold the median with 95 % confidence, of any law."""
     base = [sum(parts) for parts in zip(*(found[name][key] for name in claim.base), strict=True)]
-    ratios = [ours / theirs for ours, theirs in zip(found[claim.ours][key], base, strict=True)]
-    if len(ratios) == 1:
-        return ratios[0], ratios[0], ratios[0]
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return middle, low, high
+    ratios = sorted(
+        ours / theirs for ours, theirs in zip(found[claim.ours][key], base, strict=True)
+    )
+    n = len(ratios)
+    first = max(0, math.floor(n / 2 - 0.98 * math.sqrt(n)) - 1)  # of the binomial, as a normal
+    quartiles = ratios[n // 4], ratios[n - 1 - n // 4]
+    return Ratio(statistics.median(ratios), ratios[first], ratios[n - 1 - first], quartiles)
 
 
 def table(*columns: str):
@@ -217,18 +264,20 @@ def show(work: Workload, found: dict[str, Any]):
     for name, values in found.items():
         cpu, wall = statistics.median(values["cpu"]), statistics.median(values["wall"])
         print(f"| {name} | {cpu:.1f} | {wall:.1f} | {values['bytes'][0] / 2**20:.1f} |")
-    table("", "CPU", "quartiles", "wall clock", "quartiles", "peak memory")
+    table("", "CPU", "95 % of the median", "quartiles", "wall clock", "quartiles", "peak memory")
     for claim in CLAIMS:
-        cpu, wall, (memory, *_) = (ratio(found, claim, key) for key in ("cpu", "wall", "bytes"))
-        cells = (f"{middle:.3f} | {low:.3f} to {high:.3f}" for middle, low, high in (cpu, wall))
-        print(f"| {claim} | {' | '.join(cells)} | {memory:.3f} |", flush=True)
+        cpu, wall, memory = (ratio(found, claim, key) for key in ("cpu", "wall", "bytes"))
+        cells = [f"{cpu.median:.3f}", f"{cpu.low:.3f} to {cpu.high:.3f}"]
+        cells += ["{:.3f} to {:.3f}".format(*cpu.quartiles)]
+        cells += [f"{wall.median:.3f}", "{:.3f} to {:.3f}".format(*wall.quartiles)]
+        print(f"| {claim} | {' | '.join(cells)} | {memory.median:.3f} |", flush=True)
 
 
-def verdict(low: float, high: float, limit: float) -> str:
-    """Return whether a bar is met, which noise settles only if both quartiles agree."""
-    if high <= limit:
+def verdict(found: Ratio, limit: float) -> str:
+    """Return whether a bar is met, which noise settles only if both bounds agree."""
+    if found.high <= limit:
         return "yes"
-    return "NO" if low > limit else "not settled"
+    return "NO" if found.low > limit else "not settled"
 
 
 def show_bars(results: dict[str, Any]):
@@ -239,12 +288,12 @@ def show_bars(results: dict[str, Any]):
             if claim.limit is not None:
                 cells = [name, str(claim), f"{claim.limit:.2f}"]
                 for key in ("cpu", "bytes"):
-                    middle, low, high = ratio(found, claim, key)
-                    cells += [f"{middle:.3f}", verdict(low, high, claim.limit)]
+                    measured = ratio(found, claim, key)
+                    cells += [f"{measured.median:.3f}", verdict(measured, claim.limit)]
                 print(f"| {' | '.join(cells)} |")
 
 
-def environment(repeats: int) -> dict[str, Any]:
+def environment(rounds: int) -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
     models = [line.split(": ", 1)[1] for line in lines if line.startswith("model name")]
     packages = "mosaicml", "torch", "torchvision", "transformers"
@@ -253,7 +302,7 @@ def environment(repeats: int) -> dict[str, Any]:
         "processor": models[0] if models else platform.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "repeats": repeats,
+        "rounds": rounds,
         "Python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
     }
@@ -261,17 +310,17 @@ def environment(repeats: int) -> dict[str, Any]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--only", default=",".join(WORKLOADS), help="workloads, with commas")
-    parser.add_argument("--json", default=None, help="where to keep every repeat's values")
+    parser.add_argument("--json", default=None, help="where to keep every round's values")
     options = parser.parse_args()
     logging.disable(logging.WARNING)  # untrained teachers are at chance level, which is warned of
-    about = environment(options.repeats)
+    about = environment(options.rounds)
     print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     results = {}
     for name in options.only.split(","):
         work = WORKLOADS[name]()
-        results[name] = measure(work, options.repeats)
+        results[name] = measure(work, options.rounds)
         show(work, results[name])
     show_bars(results)
     if options.json:

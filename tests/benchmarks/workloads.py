@@ -40,11 +40,9 @@ def seeded(build: Callable[[], nn.Module], seed: int) -> Any:
     return build()
 
 
-def vision(images: int) -> Workload:
-    def resnet(layers: int, seed: int) -> nn.Module:
-        return seeded(
-            partial(torchvision.models.get_model, f"resnet{layers}", num_classes=CLASSES), seed
-        )
+def vision(student: str, teacher: str, images: int) -> Workload:
+    def net(name: str, seed: int) -> nn.Module:
+        return seeded(partial(torchvision.models.get_model, name, num_classes=CLASSES), seed)
 
     def batches() -> DataLoader:
         generator = torch.Generator().manual_seed(0)
@@ -53,10 +51,10 @@ def vision(images: int) -> Workload:
         return DataLoader(list(zip(pixels, labels, strict=True)), batch_size=images)
 
     return Workload(
-        f"Images: ResNet-18 taught by ResNet-34, {images} images of {PIXELS} x {PIXELS} pixels, "
+        f"Images: {student} taught by {teacher}, {images} images of {PIXELS} x {PIXELS} pixels, "
         f"{CLASSES} classes",
-        lambda: ComposerClassifier(resnet(18, 0), num_classes=CLASSES),
-        lambda seed: resnet(34, seed),
+        lambda: ComposerClassifier(net(student, 0), num_classes=CLASSES),
+        lambda seed: net(teacher, seed),
         batches,
         lambda model, batch: model(batch[0]),
         lambda output: output,
@@ -96,7 +94,8 @@ def language(width: int, student_layers: int, teacher_layers: int, texts: int) -
 # By hand, 6 operations a parameter and token: GPT-2 of 124 million parameters has 15 thousand
 # operations a logit of its vocabulary, so the second text workload is in its proportions
 WORKLOADS = {
-    "images": partial(vision, 16),
+    "images": partial(vision, "resnet18", "resnet34", 16),
+    "50 ms": partial(vision, "shufflenet_v2_x0_5", "shufflenet_v2_x1_0", 8),
     "text": partial(language, 512, 4, 8, 2),
     "tiny text": partial(language, 256, 2, 6, 8),
 }

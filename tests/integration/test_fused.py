@@ -165,7 +165,8 @@ def test_a_teachers_nan_stops_the_run():
     with torch.no_grad():
         teacher.model.lm_head.weight[5, 0] = float("nan")
     data = language.loader(language.batches("causal"))
-    with pytest.raises(ValueError, match="teacher 0 .*hold NaN or infinity at batch 0"):
+    told = "teacher 0 .*hold NaN or infinity at batch 0.*use KLDivergence, which takes on_nonfinite"
+    with pytest.raises(ValueError, match=told):
         fit(student, teacher, data, FusedLinearKL())
 
 
@@ -178,6 +179,13 @@ class Scaled(language.Counts):
 
     def forward(self, batch):
         return 0.5 * super().forward(batch)
+
+
+class Shorter(Scaled):
+    """Answers all positions but the first."""
+
+    def forward(self, batch):
+        return language.Counts.forward(self, {key: x[:, 1:] for key, x in batch.items()})
 
 
 class TestRefusals:
@@ -216,6 +224,10 @@ class TestRefusals:
         teacher = language.model("causal", 2, 29)
         with pytest.raises(ValueError, match="pass Distillation.*vocab_size"):
             fit(language.model("causal", 1), teacher, self.data(), FusedLinearKL())
+
+    def test_positions_of_unequal_number(self):
+        with pytest.raises(ValueError, match=r"positions of shape \(8, 7\) where.*\(8, 8\)"):
+            fit(language.model("causal", 1), Shorter(2), self.data(), FusedLinearKL())
 
     def test_a_student_whose_head_was_not_called(self):
         student = language.model("causal", 1)
