@@ -59,12 +59,12 @@ class Logbook:
             count: How many positions the microbatch keeps; None where every sample counts alike.
             state: The Trainer's state.
         """
-        scale = torch.ones_like(term)
-        if state.precision == Precision.AMP_FP16 and state.scaler is not None:
-            scale = state.scaler.scale(scale)
+        scale: Tensor | None = None
+        if state.precision is Precision.AMP_FP16 and state.scaler is not None:
+            scale = state.scaler.scale(torch.ones_like(term))
 
         def note(gradient: Tensor) -> None:
-            share = gradient / scale
+            share = gradient if scale is None else gradient / scale
             extra = {} if count is None else balance(count, share)
             self._meter.add(values | extra, share)
 
@@ -78,7 +78,7 @@ class Logbook:
             if self._observer is not None:
                 share = torch.tensor(self._panel.time_share())
                 values["distillation/teacher_time"] = state.device.tensor_to_device(share)
-            stacked = torch.stack([value.reshape(()) for value in values.values()])
+            stacked = torch.stack(list(values.values()))
             dist.all_reduce(stacked)
             means = (stacked / dist.get_world_size()).tolist()
             metrics |= dict(zip(values, means, strict=True))

@@ -24,8 +24,8 @@ class BatchMeter:
     """
 
     def __init__(self) -> None:
-        self._running: dict[str, Tensor] = {}
-        self._complete: dict[str, Tensor] = {}
+        self._running: dict[tuple[str, ...], Tensor] = {}  # one vector for each set of names
+        self._complete: dict[tuple[str, ...], Tensor] = {}
 
     def start_pass(self) -> None:
         """Forget a pass that did not complete."""
@@ -38,10 +38,12 @@ class BatchMeter:
             values: Scalars of the microbatch, by name.
             share: The microbatch's share of the batch, a scalar.
         """
+        names = tuple(values)
         with torch.no_grad():
-            for name, value in values.items():
-                weighted = value.detach().float() * share.detach().float()
-                self._running[name] = self._running.get(name, 0.0) + weighted
+            weighted = torch.stack([value.reshape(()).float() for value in values.values()])
+            weighted *= share.float()
+            earlier = self._running.get(names)
+            self._running[names] = weighted if earlier is None else earlier + weighted
 
     def complete_pass(self) -> None:
         """Keep the pass that just ended, unless an earlier one of this batch did."""
@@ -51,7 +53,11 @@ class BatchMeter:
 
     def take(self) -> dict[str, Tensor]:
         """Return the batch's values and start the next batch empty."""
-        values, self._complete = self._complete, {}
+        complete, self._complete = self._complete, {}
+        values: dict[str, Tensor] = {}
+        for names, totals in complete.items():
+            for name, total in zip(names, totals.unbind(), strict=True):
+                values[name] = values[name] + total if name in values else total
         return values
 
 

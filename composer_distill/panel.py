@@ -47,8 +47,8 @@ class TeacherPanel:
         self._sharded: set[int] = set()
         self._device = torch.device("cpu")
         self._settled = False
-        self._finite: dict[str, Tensor] = {}  # of the pass over the batch
-        self._finite_now: dict[str, Tensor] = {}  # of the microbatch
+        self._defects: dict[str, Tensor] = {}  # 0, or NaN, of the pass over the batch
+        self._defects_now: dict[str, Tensor] = {}  # of the microbatch
         self._recorders: dict[int, HeadRecorder] = {}
         self._stopwatch = Stopwatch()
 
@@ -193,7 +193,7 @@ class TeacherPanel:
 
     def start_pass(self) -> None:
         """Forget what was noted of a pass over the batch that did not complete."""
-        self._finite = {}
+        self._defects = {}
         self._stopwatch.start_batch()
 
     def time_share(self) -> float:
@@ -202,8 +202,8 @@ class TeacherPanel:
 
     def all_finite(self, drawn: Sequence[tuple[int, float]]) -> Tensor:
         """Return whether the answers to this microbatch were finite, without synchronising."""
-        flags = [self._finite_now[self.labels[index]] for index, _ in drawn]
-        return torch.stack(flags).all()
+        defects = [self._defects_now[self.labels[index]] for index, _ in drawn]
+        return torch.stack(defects).sum() == 0
 
     def check_finite(self, batch: int) -> None:
         """Stop on a broken teacher: one synchronisation a batch.
@@ -211,25 +211,33 @@ class TeacherPanel:
         Raises:
             ValueError: Naming the first teacher whose logits held NaN or infinity.
         """
-        if not self._finite:
+        if not self._defects:
             return
-        flags = torch.stack(list(self._finite.values())).tolist()
-        for label, is_finite in zip(self._finite, flags, strict=True):
-            if not is_finite:
+        defects = torch.stack(list(self._defects.values())).tolist()
+        for label, defect in zip(self._defects, defects, strict=True):
+            if defect != 0:
+                remedy = (
+                    "or use KLDivergence, which takes on_nonfinite='skip'."
+                    if self._recorders
+                    else "map its outputs with Teacher(..., output_fn=...), or pass "
+                    "on_nonfinite='skip'."
+                )
                 raise ValueError(
                     f"{label}: its logits hold NaN or infinity at batch {batch}. Check its "
-                    "checkpoint and the precision, map its outputs with "
-                    "Teacher(..., output_fn=...), or pass on_nonfinite='skip'."
+                    f"checkpoint and the precision, {remedy}"
                 )
 
     def _note_finite(self, label: str, *answers: Tensor) -> None:
-        finite = torch.ones((), dtype=torch.bool, device=answers[0].device)
+        defect: Tensor | None = None
         for answer in answers:
             if answer.numel():
                 low, high = answer.aminmax()
-                finite = finite & torch.isfinite(low) & torch.isfinite(high)
-        self._finite_now[label] = finite
-        self._finite[label] = self._finite.get(label, finite) & finite
+                found = ((low - low) + (high - high)).float()  # NaN unless both are finite
+                defect = found if defect is None else defect + found
+        if defect is None:
+            defect = torch.zeros((), device=answers[0].device)
+        self._defects_now[label] = defect
+        self._defects[label] = self._defects[label] + defect if label in self._defects else defect
 
 
 def agree_on_memory(state: State) -> None:

@@ -202,13 +202,13 @@ def _fraction(time: Time) -> Fraction:
 
 
 def _reached(bound: Time, state: State) -> bool:
-    if bound.unit == TimeUnit.DURATION:
+    if bound.unit is TimeUnit.DURATION:
         if bound.value == 0:
             return True
         if bound.value == 1:
             return False  # a batch that trains lies before the end of training
         return elapsed_fraction(state) >= _fraction(bound)
-    if bound.unit == TimeUnit.SECOND:
+    if bound.unit is TimeUnit.SECOND:
         return state.timestamp.total_wct.total_seconds() >= bound.value
     return state.timestamp.get(bound.unit) >= bound
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from composer_distill.losses.rows import can_be_read
+
 _log = logging.getLogger(__name__)
 
 _CHUNK_ELEMENTS = 1 << 18  # fits in a core's cache at float32
@@ -81,14 +83,21 @@ def divergence_and_entropies(
     rows = max(1, _CHUNK_ELEMENTS // classes)
     totals = torch.zeros(3, device=student.device)
     for one, other in zip(student.split(rows), teacher.split(rows), strict=True):
-        log_q, log_p = one.float().log_softmax(-1), other.float().log_softmax(-1)
-        q, p = log_q.exp(), log_p.exp()
-        gap = (log_p - log_q).masked_fill_(p == 0, 0.0)  # 0 ln 0 is 0
-        totals[0] += torch.linalg.vecdot(p, gap).sum()
-        for index, (shares, logs) in enumerate(((q, log_q), (p, log_p)), start=1):
-            totals[index] -= torch.linalg.vecdot(shares, logs.clamp_(min=_LOWEST)).sum()
-    kl, student_entropy, teacher_entropy = totals / len(student)
-    return kl, student_entropy, teacher_entropy
+        totals += _sums(one.float().log_softmax(-1), other.float().log_softmax(-1))
+    kl, minus_student, minus_teacher = (totals / len(student)).unbind()
+    return kl, -minus_student, -minus_teacher
+
+
+def _sums(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """Return the sums over a few rows of the KL and of both negative entropies."""
+    q, p, dot = log_q.exp(), log_p.exp(), torch.linalg.vecdot
+    if can_be_read(q):  # most logits are finite, and then nothing is to be filled in
+        sums = torch.stack([dot(p, log_p - log_q), dot(q, log_q), dot(p, log_p)]).sum(-1)
+        if math.isfinite(sums.sum().item()):
+            return sums
+    gap = (log_p - log_q).masked_fill_(p == 0, 0.0)  # 0 ln 0 is 0
+    log_q, log_p = log_q.clamp(min=_LOWEST), log_p.clamp(min=_LOWEST)
+    return torch.stack([dot(p, gap), dot(q, log_q), dot(p, log_p)]).sum(-1)
 
 
 class Stopwatch:

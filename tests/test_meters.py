@@ -44,3 +44,14 @@ def test_flags_and_half_precision_are_summed_in_float32():
     value = meter.take()["skipped"]
     assert value.dtype == torch.float32
     assert value.item() == 0.25
+
+
+def test_microbatches_may_tell_different_things():
+    meter = BatchMeter()
+    meter.add({"kd": torch.tensor(1.0), "chance": torch.tensor(8.0)}, torch.tensor(0.25))
+    meter.add({"kd": torch.tensor(3.0)}, torch.tensor(0.75))
+    meter.complete_pass()
+    assert {name: value.item() for name, value in meter.take().items()} == {
+        "kd": 2.5,
+        "chance": 2.0,
+    }

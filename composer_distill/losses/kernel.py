@@ -15,6 +15,7 @@ from torch import Tensor
 from composer_distill.losses.rows import (
     Reduction,
     as_rows,
+    can_be_read,
     check_dim,
     check_inputs,
     check_reduction,
@@ -172,18 +173,13 @@ def scale_gradient(gradient: Tensor, weight: Tensor, scale: Tensor | None = None
     if _graph_is_kept():
         gradient = gradient.clone()
     if scale is None:
-        is_one = _can_be_read(weight) and weight.item() == 1.0
+        is_one = can_be_read(weight) and weight.item() == 1.0
         return gradient if is_one else gradient.mul_(weight)
     by_row = (scale * weight).unsqueeze(1)
     # Of unlike types torch would make a whole copy first.
     for start, stop in _chunks(gradient.shape[0], gradient):
         gradient[start:stop].mul_(by_row[start:stop])
     return gradient
-
-
-def _can_be_read(tensor: Tensor) -> bool:
-    """Tell whether the host sees a tensor's values without waiting for a device."""
-    return tensor.is_cpu
 
 
 def _graph_is_kept() -> bool:
@@ -261,7 +257,7 @@ def _total_and_gradient(
 ) -> tuple[Tensor, Tensor | None]:
     """Return the sum over a few rows and the gradient of each with respect to its logits over T."""
     # On a GPU it costs less to give every class a finite logit than to wait for the sum
-    floor = not _can_be_read(student)
+    floor = not can_be_read(student)
     total, gradient = _softened_rows(formula, student, teacher, dtype, temperature, wanted, floor)
     if not floor and not math.isfinite(total.item()):
         return _softened_rows(formula, student, teacher, dtype, temperature, wanted, True)

@@ -33,6 +33,11 @@ class Rows(NamedTuple):
     labels: Tensor | None
 
 
+def can_be_read(tensor: Tensor) -> bool:
+    """Tell whether the host sees a tensor's values without waiting for a device."""
+    return tensor.is_cpu
+
+
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """Return the type to compute in: float32, or float64 where an input has it."""
     dtype = torch.float32

@@ -180,7 +180,9 @@ class Teacher:
         Raises:
             ValueError: If the batch cannot be cut into pieces of ``microbatch_size``.
         """
-        self.model.eval()  # at each use: whoever holds the model may have called train()
+        # At each use: whoever holds the model may have called train(). Looking is a third of doing.
+        if any(module.training for module in self.model.modules()):
+            self.model.eval()
         view = self._view(batch)
         pieces = [view] if self.microbatch_size is None else split(view, self.microbatch_size)
         with self._weights_on_device():
