@@ -73,15 +73,16 @@ class Logbook:
     def take(self, state: State) -> dict[str, float]:
         """Return the batch's values by name, the same on every rank, and start the next one."""
         metrics, self._weights = self._weights, {}
-        values = self._meter.take()
-        if values:
+        names, values = self._meter.take()
+        if names:
             if self._observer is not None:
-                share = torch.tensor(self._panel.time_share())
-                values["distillation/teacher_time"] = state.device.tensor_to_device(share)
-            stacked = torch.stack(list(values.values()))
-            dist.all_reduce(stacked)
-            means = (stacked / dist.get_world_size()).tolist()
-            metrics |= dict(zip(values, means, strict=True))
+                share = values.new_full((1,), self._panel.time_share())
+                names, values = (*names, "distillation/teacher_time"), torch.cat([values, share])
+            dist.all_reduce(values)
+            ranks = dist.get_world_size()
+            metrics |= {
+                name: value / ranks for name, value in zip(names, values.tolist(), strict=True)
+            }
             self._warn(metrics)
         return self.named(metrics)
 

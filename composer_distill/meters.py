@@ -51,14 +51,16 @@ class BatchMeter:
             self._complete = self._running
         self._running = {}
 
-    def take(self) -> dict[str, Tensor]:
-        """Return the batch's values and start the next batch empty."""
+    def take(self) -> tuple[tuple[str, ...], Tensor]:
+        """Return the batch's names and values, ``(n,)``, and start the next batch empty."""
         complete, self._complete = self._complete, {}
+        if len(complete) == 1:
+            return complete.popitem()
         values: dict[str, Tensor] = {}
         for names, totals in complete.items():
             for name, total in zip(names, totals.unbind(), strict=True):
                 values[name] = values[name] + total if name in values else total
-        return values
+        return tuple(values), torch.stack(list(values.values())) if values else torch.empty(0)
 
 
 def balance(count: int, share: Tensor) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from composer_distill.losses.rows import can_be_read
+from composer_distill.losses.rows import as_rows, can_be_read
 
 _log = logging.getLogger(__name__)
 
@@ -78,8 +78,7 @@ def divergence_and_entropies(
         [0.0, 1.3863, 1.3863]
     """
     classes = student.shape[axis]
-    student = student.movedim(axis, -1).reshape(-1, classes)
-    teacher = teacher.movedim(axis, -1).reshape(-1, classes)
+    student, teacher = as_rows(student, axis), as_rows(teacher, axis)
     rows = max(1, _CHUNK_ELEMENTS // classes)
     totals = torch.zeros(3, device=student.device)
     for one, other in zip(student.split(rows), teacher.split(rows), strict=True):

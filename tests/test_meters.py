@@ -8,14 +8,19 @@ def add(meter, value, share):
     meter.add({"kd": torch.tensor(value)}, torch.tensor(share))
 
 
+def taken(meter):
+    names, values = meter.take()
+    return dict(zip(names, values.tolist(), strict=True))
+
+
 def test_weights_microbatches_by_their_share():
     meter = BatchMeter()
     meter.start_pass()
     for value, share in [(1.0, 0.4), (2.0, 0.4), (6.0, 0.2)]:
         add(meter, value, share)
     meter.complete_pass()
-    assert meter.take()["kd"].item() == pytest.approx(2.4)
-    assert meter.take() == {}
+    assert taken(meter)["kd"] == pytest.approx(2.4)
+    assert taken(meter) == {}
 
 
 def test_a_pass_that_did_not_complete_is_forgotten():
@@ -25,7 +30,7 @@ def test_a_pass_that_did_not_complete_is_forgotten():
     meter.start_pass()
     add(meter, 3.0, 1.0)
     meter.complete_pass()
-    assert meter.take()["kd"].item() == 3.0
+    assert taken(meter)["kd"] == 3.0
 
 
 def test_the_first_complete_pass_counts():
@@ -34,16 +39,15 @@ def test_the_first_complete_pass_counts():
         meter.start_pass()
         add(meter, value, 1.0)
         meter.complete_pass()
-    assert meter.take()["kd"].item() == 3.0
+    assert taken(meter)["kd"] == 3.0
 
 
 def test_flags_and_half_precision_are_summed_in_float32():
     meter = BatchMeter()
     meter.add({"skipped": torch.tensor(True)}, torch.tensor(0.25, dtype=torch.float16))
     meter.complete_pass()
-    value = meter.take()["skipped"]
-    assert value.dtype == torch.float32
-    assert value.item() == 0.25
+    names, values = meter.take()
+    assert (names, values.dtype, values.tolist()) == (("skipped",), torch.float32, [0.25])
 
 
 def test_microbatches_may_tell_different_things():
@@ -51,7 +55,4 @@ def test_microbatches_may_tell_different_things():
     meter.add({"kd": torch.tensor(1.0), "chance": torch.tensor(8.0)}, torch.tensor(0.25))
     meter.add({"kd": torch.tensor(3.0)}, torch.tensor(0.75))
     meter.complete_pass()
-    assert {name: value.item() for name, value in meter.take().items()} == {
-        "kd": 2.5,
-        "chance": 2.0,
-    }
+    assert taken(meter) == {"kd": 2.5, "chance": 2.0}
