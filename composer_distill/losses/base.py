@@ -257,13 +257,6 @@ class WeightedSum(DistillationLoss):
         remedy = "Give a number such as 0.5, or a schedule that returns one."
         self.weights[int(name)] = check_number(f"weight {name}", value, remedy=remedy)
 
-    def __mul__(self, weight: float) -> "WeightedSum":
-        if not isinstance(weight, (int, float)):
-            return NotImplemented
-        return WeightedSum([(weight, self)])
-
-    __rmul__ = __mul__
-
     def __repr__(self) -> str:
         shown = ", ".join(f"({_show(weight)}, {loss!r})" for weight, loss in self.terms)
         return f"WeightedSum([{shown}])"
