@@ -145,7 +145,8 @@ class Teacher:
 
     def freeze(self) -> None:
         """Turn gradients off and evaluation mode on."""
-        self.model.requires_grad_(False)
+        for parameter in self.model.parameters():  # a TorchScript module has no requires_grad_()
+            parameter.requires_grad_(False)
         self.model.eval()
 
     def place(self, device: torch.device) -> None:
@@ -234,7 +235,7 @@ def _any_trains(model: nn.Module) -> bool:
     found = [model]
     while found:
         module = found.pop()
-        if module.training:
+        if getattr(module, "training", False):  # a frozen TorchScript module has no such flag
             return True
         found.extend(child for child in module._modules.values() if child is not None)
     return False

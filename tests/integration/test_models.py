@@ -78,6 +78,16 @@ def test_a_teacher_may_answer_in_any_kind(kind):
     assert_close(student.module, expected)
 
 
+@pytest.mark.parametrize(
+    "compiled", [torch.jit.script, lambda m: torch.jit.freeze(torch.jit.script(m))]
+)
+def test_a_teacher_may_be_torchscript(compiled):
+    student = Classifier(mlp(0))
+    expected = train_by_hand(student.module, loader(), objective(mlp(1)))
+    fit(student, Distillation(compiled(mlp(1, dropout=0.5).eval()), DISTANCE, **TEMPERED))
+    assert_close(student.module, expected)
+
+
 def first_tensor(outputs):
     if isinstance(outputs, dict):
         return next(iter(outputs.values()))
