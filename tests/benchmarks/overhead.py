@@ -2,12 +2,14 @@
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.overhead --json OUT > tables.md
 
-Run from the repository's root. Each contestant is a real ``Trainer`` in a thread of its own, and
-they take turns: in each round every one trains one batch while the others wait, in an order that is
-drawn anew each time. A batch is timed from BATCH_START to BATCH_END. Ratios are taken within a
-round; the tables show their median, its interval of 95 % confidence, and the quartiles. CPU time
-is the thread's own and decides over the bars; wall clock is what a busy machine makes of it. The
-student alone runs twice: how far the ratio of the two is from 1 is how far to trust the rest.
+Run from the repository's root. One student trains in one real ``Trainer``, each batch as another
+contestant: in each round every contestant has one batch, in an order that is drawn anew. All of
+them share the student, the teachers, the data and so the places in memory: the same code in other
+places differs by several per cent. The learning rate is 0, so that every batch can be compared with
+every other. A batch is timed from BATCH_START to BATCH_END. Ratios are taken within a round; the
+tables show their median, its interval of 95 % confidence, and the quartiles. CPU time is the
+process's own and decides over the bars; wall clock is what a busy machine makes of it. The student
+alone comes twice: how far the ratio of the two is from 1 is how far to trust the rest.
 """
 
 import argparse
@@ -20,8 +22,8 @@ import os
 import platform
 import random
 import statistics
-import threading
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -29,8 +31,7 @@ from typing import Any
 
 import torch
 from composer import Trainer
-from composer.core import Callback
-from torch import nn
+from composer.core import Algorithm, Callback
 
 from composer_distill import Distillation, KLDivergence
 from tests.benchmarks.losses import peak_bytes
@@ -38,142 +39,19 @@ from tests.benchmarks.workloads import (
     KD_WEIGHT,
     TASK_WEIGHT,
     WORKLOADS,
+    ByHand,
     Workload,
-    distil_by_hand,
 )
 
-
-class Clock(Callback):
-    """Times each batch, and keeps its loss so that contestants can be seen to do the same.
-
-    Once it ``waits``, a batch begins when ``turn`` is given, and ``rest`` tells that the last one,
-    and all that comes between two batches, is over.
-    """
-
-    def __init__(self):
-        self.start = now()
-        self.times: list[tuple[float, float]] = []
-        self.loss = 0.0
-        self.waits = False
-        self.turn, self.rest = threading.Semaphore(0), threading.Semaphore(0)
-
-    def batch_start(self, state, logger):
-        if self.waits:
-            self.rest.release()
-            self.turn.acquire()
-        self.start = now()
-
-    def batch_end(self, state, logger):
-        self.times.append(since(self.start))
-        self.loss = float(state.loss)
-
-
-def now() -> tuple[float, float]:
-    return time.thread_time(), time.perf_counter()
-
-
-def since(start: tuple[float, float]) -> tuple[float, float]:
-    """Return the milliseconds of CPU time and of wall clock since ``start``."""
-    cpu, wall = now()
-    return 1e3 * (cpu - start[0]), 1e3 * (wall - start[1])
-
-
-class Training:
-    """A student in a Trainer, a batch at a time."""
-
-    def __init__(self, work: Workload, algorithms: Any = (), teacher: nn.Module | None = None):
-        self.clock, self.student = Clock(), work.student()
-        if teacher is not None:
-            distil_by_hand(self.student, teacher, work)
-        self.trainer = Trainer(
-            model=self.student,
-            train_dataloader=work.batches(),
-            optimizers=torch.optim.AdamW(self.student.parameters(), lr=1e-4),
-            algorithms=algorithms,
-            callbacks=self.clock,
-            device="cpu",
-            progress_bar=False,
-        )
-
-    def begin(self, batches: int):
-        """Let a thread train until its first batch is to begin."""
-        self.clock.waits = True
-        self.thread = threading.Thread(target=self._train, args=(batches,), daemon=True)
-        self.thread.start()
-        self.clock.rest.acquire()
-
-    def _train(self, batches: int):
-        try:
-            self.trainer.fit(duration=f"{batches}ba")
-        finally:
-            self.clock.rest.release()
-
-    def step(self) -> tuple[float, float]:
-        """Train one batch and return its milliseconds."""
-        known = len(self.clock.times)
-        self.clock.turn.release()
-        self.clock.rest.acquire()
-        if len(self.clock.times) == known:
-            raise SystemExit("a Trainer stopped before its time")
-        return self.clock.times[-1]
-
-    def peak(self) -> int:
-        self.thread.join()
-        self.clock.waits = False
-        self.student.zero_grad(set_to_none=True)
-        return peak_bytes(lambda: self.trainer.fit(duration="1ep"))
-
-
-class Forward:
-    """A teacher that answers alone, a batch at a time."""
-
-    def __init__(self, work: Workload):
-        self.work, self.teacher = work, work.teacher(1).eval()
-        self.batches = itertools.cycle(work.batches())
-
-    def begin(self, batches: int):
-        """Nothing is to be prepared."""
-
-    def step(self) -> tuple[float, float]:
-        batch, start = next(self.batches), now()
-        with torch.no_grad():
-            self.work.ask(self.teacher, batch)
-        return since(start)
-
-    def peak(self) -> int:
-        return peak_bytes(self.step)
-
-
-WARM_UP = 4  # batches
-CLOSE = 6
+WARM_UP = 4  # rounds
+CLOSE = 4
 STUDENT, AGAIN, TEACHER, BY_HAND = "student", "student again", "teacher's forward", "by hand"
 QUIET, DEFAULT = "`Distillation`, telemetry off", "`Distillation`"
 FOUR_QUIET, FOUR = "one of four teachers, telemetry off", "one of four teachers"
 OUTSIDE = "outside the window"
 
-
-def contestants(work: Workload) -> dict[str, Training | Forward]:
-    loss = KLDivergence(temperature=work.temperature)
-
-    def term(n: int, **kwargs: Any) -> Training:
-        teachers = [work.teacher(1 + index) for index in range(n)]
-        sampled = 1 if n > 1 else None
-        weights = KD_WEIGHT, TASK_WEIGHT
-        return Training(
-            work, Distillation(teachers, loss, *weights, n_teachers_to_sample=sampled, **kwargs)
-        )
-
-    return {
-        STUDENT: Training(work),
-        AGAIN: Training(work),
-        TEACHER: Forward(work),
-        BY_HAND: Training(work, teacher=work.teacher(1)),
-        QUIET: term(1, telemetry=False),
-        DEFAULT: term(1),
-        FOUR_QUIET: term(4, telemetry=False),
-        FOUR: term(4),
-        OUTSIDE: term(1, start_dur="1000000ba", end_dur="1000001ba"),
-    }
+Found = dict[str, dict[str, list[float]]]
+"""Each contestant's milliseconds a batch, by round, as ``cpu`` and ``wall``, and its ``bytes``."""
 
 
 @dataclass(frozen=True)
@@ -203,50 +81,136 @@ CLAIMS = (
     Claim(FOUR, (DEFAULT,), 1.05),
     Claim(OUTSIDE, (STUDENT,), 1.01, close=True),
 )
+IN_CLOSE = tuple(dict.fromkeys(n for c in CLAIMS if c.close for n in (*c.base, c.ours)))
 
 
-Found = dict[str, dict[str, list[float]]]
-"""Each contestant's milliseconds a batch, by round, as ``cpu`` and ``wall``, and its ``bytes``."""
+class Contest(Callback):
+    """Trains and times each batch as the contestant whose turn it is.
+
+    Args:
+        work: Models and data.
+    """
+
+    def __init__(self, work: Workload):
+        self.work, self.student = work, work.student()
+        teachers = [work.teacher(1 + index) for index in range(4)]
+        self.teacher = teachers[0]
+        self.by_hand = ByHand(self.student, self.teacher, work)
+        loss, weights = KLDivergence(temperature=work.temperature), (KD_WEIGHT, TASK_WEIGHT)
+        never = {"start_dur": "1000000000ba", "end_dur": "1000000001ba"}
+        self.algorithms: dict[str, list[Algorithm]] = {
+            STUDENT: [],
+            AGAIN: [],
+            TEACHER: [],
+            BY_HAND: [],
+            QUIET: [Distillation(self.teacher, loss, *weights, telemetry=False)],
+            DEFAULT: [Distillation(self.teacher, loss, *weights)],
+            FOUR_QUIET: [
+                Distillation(teachers, loss, *weights, n_teachers_to_sample=1, telemetry=False)
+            ],
+            FOUR: [Distillation(teachers, loss, *weights, n_teachers_to_sample=1)],
+            OUTSIDE: [Distillation(self.teacher, loss, *weights, **never)],
+        }
+        self.turns: Iterator[str] = iter(())
+        self.turn = STUDENT
+        self.start = now()
+        self.times: dict[str, list[tuple[float, float]]] = {name: [] for name in self.algorithms}
+        self.losses: dict[str, float] = {}
+        self.trainer = Trainer(
+            model=self.student,
+            train_dataloader=work.batches(),
+            optimizers=torch.optim.AdamW(self.student.parameters(), lr=0.0),
+            algorithms=list(itertools.chain.from_iterable(self.algorithms.values())),
+            callbacks=self,
+            device="cpu",
+            progress_bar=False,
+        )
+
+    def batch_start(self, state, logger):
+        self.turn = next(self.turns)
+        if self.turn == TEACHER:
+            self.start = now()
+            self.ask(state.batch)
+            self.times[TEACHER].append(since(self.start))
+            self.turn = next(self.turns)
+        self.by_hand.acts = self.turn == BY_HAND
+        state.algorithms = self.algorithms[self.turn]
+        self.start = now()
+
+    def batch_end(self, state, logger):
+        self.times[self.turn].append(since(self.start))
+        self.losses[self.turn] = float(state.loss)
+
+    @torch.no_grad()
+    def ask(self, batch: Any):
+        self.work.ask(self.teacher, batch)
+
+    def take_turns(self, names: Sequence[str], rounds: int) -> Found:
+        """Return the milliseconds of each contestant's batch in each round."""
+        self.turns = rounds_of(names, rounds)
+        self.times = {name: [] for name in names}
+        self.trainer.fit(duration=f"{rounds * len(set(names) - {TEACHER})}ba")
+        return {
+            name: {"cpu": [cpu for cpu, _ in times], "wall": [wall for _, wall in times]}
+            for name, times in self.times.items()
+        }
+
+    def peak(self, name: str) -> int:
+        """Return the most bytes that a few batches of a contestant allocate."""
+        if name == TEACHER:
+            batch = next(iter(self.work.batches()))
+            return peak_bytes(lambda: self.ask(batch))
+        self.student.zero_grad(set_to_none=True)
+        return peak_bytes(lambda: self.take_turns([name], 4))
 
 
-def measure(work: Workload, rounds: int) -> tuple[Found, Found]:
+def now() -> tuple[float, float]:
+    return time.process_time(), time.perf_counter()
+
+
+def since(start: tuple[float, float]) -> tuple[float, float]:
+    """Return the milliseconds of CPU time and of wall clock since ``start``."""
+    cpu, wall = now()
+    return 1e3 * (cpu - start[0]), 1e3 * (wall - start[1])
+
+
+def rounds_of(names: Sequence[str], rounds: int) -> Iterator[str]:
+    """Yield all names in each round, in an order of its own; the teacher precedes a batch."""
+    order, generator = list(names), random.Random(0)
+    for _ in range(rounds):
+        generator.shuffle(order)
+        if order[-1] == TEACHER:
+            order.reverse()
+        yield from order
+
+
+def measure(work: Workload, minutes: float) -> tuple[Found, Found]:
     """Return what was found of all contestants, and in more rounds of those of the close claims."""
-    runs = contestants(work)
-    close = {name for claim in CLAIMS if claim.close for name in (claim.ours, *claim.base)}
-    for name, run in runs.items():
-        run.begin(WARM_UP + rounds * (1 + CLOSE if name in close else 1))
-        for _ in range(WARM_UP):
-            run.step()
-    check_same(runs)
-    found = take_turns(runs, rounds)
-    closer = take_turns({name: runs[name] for name in runs if name in close}, rounds * CLOSE)
-    for name, run in runs.items():
-        found[name]["bytes"] = [run.peak()]
+    contest = Contest(work)
+    names = list(contest.algorithms)
+    contest.take_turns(names, 1)
+    check_same(contest.losses)
+    start = time.perf_counter()
+    contest.take_turns(names, WARM_UP)
+    # Half of the time for all, about half for the close claims
+    rounds = max(3, int(WARM_UP * 30 * minutes / (time.perf_counter() - start)))
+    found = contest.take_turns(names, rounds)
+    closer = contest.take_turns(IN_CLOSE, rounds * CLOSE)
+    for name in names:
+        found[name]["bytes"] = [contest.peak(name)]
         closer.get(name, {})["bytes"] = found[name]["bytes"]
-    for run in runs.values():
-        if isinstance(run, Training):
-            run.trainer.close()
+    contest.trainer.close()
     return found, closer
 
 
-def take_turns(runs: dict[str, Any], rounds: int) -> Found:
-    found: Found = {name: {"cpu": [], "wall": []} for name in runs}
-    order, generator = list(runs), random.Random(0)
-    for _ in range(rounds):
-        generator.shuffle(order)
-        for name in order:
-            cpu, wall = runs[name].step()
-            found[name]["cpu"].append(cpu)
-            found[name]["wall"].append(wall)
-    return found
-
-
-def check_same(runs: dict[str, Any]):
-    """Refuse to compare runs that do not train on the same loss."""
+def check_same(losses: dict[str, float]):
+    """Refuse to compare contestants that do not train on the same loss."""
     for ours, theirs in ((QUIET, BY_HAND), (DEFAULT, BY_HAND), (OUTSIDE, STUDENT)):
-        one, other = runs[ours].clock.loss, runs[theirs].clock.loss
-        if abs(one / other - 1) > 1e-3:
-            raise SystemExit(f"{ours} ends on the loss {one}, {theirs} on {other}")
+        one, other = losses[ours], losses[theirs]
+        if abs(one / other - 1) > 1e-5:
+            raise SystemExit(f"{ours} trains on the loss {one}, {theirs} on {other}")
+    if abs(losses[DEFAULT] / losses[STUDENT] - 1) < 1e-3:
+        raise SystemExit("the distilled loss is the student's own")
 
 
 @dataclass(frozen=True)
@@ -277,7 +241,9 @@ def table(*columns: str):
 
 
 def show(work: Workload, both: tuple[Found, Found]):
-    print(f"\n### {work.title}")
+    print(f"\n### {work.title}\n")
+    rounds, closer = (len(found[STUDENT]["cpu"]) for found in both)
+    print(f"{rounds} rounds; {closer} of the student alone, again and outside the window.")
     table("", "CPU, ms a batch", "wall clock, ms", "peak memory, MiB")
     for name, values in both[0].items():
         cpu, wall = statistics.median(values["cpu"]), statistics.median(values["wall"])
@@ -311,7 +277,7 @@ def show_bars(results: dict[str, tuple[Found, Found]]):
                 print(f"| {' | '.join(cells)} |")
 
 
-def environment(rounds: int) -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
     models = [line.split(": ", 1)[1] for line in lines if line.startswith("model name")]
     packages = "mosaicml", "torch", "torchvision", "transformers"
@@ -320,7 +286,6 @@ def environment(rounds: int) -> dict[str, Any]:
         "processor": models[0] if models else platform.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "rounds": f"{rounds} ({rounds * CLOSE} of the student alone and outside the window)",
         "Python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
     }
@@ -328,17 +293,17 @@ def environment(rounds: int) -> dict[str, Any]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=150)
+    parser.add_argument("--minutes", type=float, default=6.0, help="for each workload")
     parser.add_argument("--only", default=",".join(WORKLOADS), help="workloads, with commas")
     parser.add_argument("--json", default=None, help="where to keep every round's values")
     options = parser.parse_args()
     logging.disable(logging.WARNING)  # untrained teachers are at chance level, which is warned of
-    about = environment(options.rounds)
+    about = environment()
     print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     results = {}
     for name in options.only.split(","):
         work = WORKLOADS[name]()
-        results[name] = measure(work, options.rounds)
+        results[name] = measure(work, options.minutes)
         show(work, results[name])
     show_bars(results)
     if options.json:

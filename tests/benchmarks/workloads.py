@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel
 
-BATCHES = 4  # of an epoch
+BATCHES = 4  # of an epoch, all the same
 KD_WEIGHT, TASK_WEIGHT = 0.9, 0.1
 CLASSES, PIXELS = 100, 32
 VOCABULARY, TOKENS = 4096, 64
@@ -46,9 +46,9 @@ def vision(student: str, teacher: str, images: int) -> Workload:
 
     def batches() -> DataLoader:
         generator = torch.Generator().manual_seed(0)
-        pixels = torch.randn(BATCHES * images, 3, PIXELS, PIXELS, generator=generator)
-        labels = torch.randint(CLASSES, (len(pixels),), generator=generator)
-        return DataLoader(list(zip(pixels, labels, strict=True)), batch_size=images)
+        pixels = torch.randn(images, 3, PIXELS, PIXELS, generator=generator)
+        labels = torch.randint(CLASSES, (images,), generator=generator)
+        return DataLoader(list(zip(pixels, labels, strict=True)) * BATCHES, batch_size=images)
 
     return Workload(
         f"Images: {student} taught by {teacher}, {images} images of {PIXELS} x {PIXELS} pixels, "
@@ -73,8 +73,8 @@ def gpt2(layers: int, width: int) -> GPT2LMHeadModel:
 def language(width: int, student_layers: int, teacher_layers: int, texts: int) -> Workload:
     def batches() -> DataLoader:
         generator = torch.Generator().manual_seed(0)
-        tokens = torch.randint(VOCABULARY, (BATCHES * texts, TOKENS), generator=generator)
-        return DataLoader([{"input_ids": x, "labels": x} for x in tokens], batch_size=texts)
+        tokens = torch.randint(VOCABULARY, (texts, TOKENS), generator=generator)
+        return DataLoader([{"input_ids": x, "labels": x} for x in tokens] * BATCHES, texts)
 
     student = seeded(partial(gpt2, student_layers, width), 0)
     flops = 6 * sum(p.numel() for name, p in student.named_parameters() if "wpe" not in name)
@@ -101,16 +101,26 @@ WORKLOADS = {
 }
 
 
-def distil_by_hand(student: ComposerModel, teacher: nn.Module, work: Workload) -> None:
-    """Put into the student's own loss what one writes there without this package."""
-    own, heat = student.loss, work.temperature
-    teacher = teacher.eval()
+class ByHand:
+    """What one writes into the student's own loss without this package, while it ``acts``.
 
-    def loss(outputs, batch):
+    Args:
+        student: Its ``loss`` is replaced.
+        teacher: Answers in eval mode.
+        work: How to ask it, and the temperature.
+    """
+
+    def __init__(self, student: ComposerModel, teacher: nn.Module, work: Workload):
+        self.acts = False
+        self.own, self.teacher, self.work = student.loss, teacher.eval(), work
+        student.loss = self.loss
+
+    def loss(self, outputs: Any, batch: Any) -> Any:
+        if not self.acts:
+            return self.own(outputs, batch)
+        work, heat = self.work, self.work.temperature
         with torch.no_grad():
-            target = (work.rows(work.ask(teacher, batch)) / heat).softmax(-1)
+            target = (work.rows(work.ask(self.teacher, batch)) / heat).softmax(-1)
         log_q = (work.rows(outputs) / heat).log_softmax(-1)
         term = F.kl_div(log_q, target, reduction="batchmean") * heat**2
-        return TASK_WEIGHT * own(outputs, batch) + KD_WEIGHT * term
-
-    student.loss = loss
+        return TASK_WEIGHT * self.own(outputs, batch) + KD_WEIGHT * term

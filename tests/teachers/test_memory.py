@@ -1,6 +1,6 @@
 """The bars of memory, on a small model; tests/benchmarks/loading.py measures a large one."""
 
-import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,12 +15,11 @@ BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "loading.py"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_loading_keeps_within_its_bars(capsys):
-    specification = importlib.util.spec_from_file_location("loading", BENCHMARK)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    assert module.main(256) <= 1.1
-    assert capsys.readouterr().out.count("in all, built on meta") == len(module.SOURCES)
+def test_loading_keeps_within_its_bars():
+    # In a process of its own: here pages of other tests' libraries come and go
+    run = subprocess.run([sys.executable, BENCHMARK, "256"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.count("in all, built on meta") == 4
 
 
 def test_what_is_shared_on_meta_stays_shared():
