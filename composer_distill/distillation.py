@@ -172,6 +172,7 @@ class Distillation(Algorithm):
         self._book = Logbook(self._panel, observer)
         self._evaluation = TeacherEvaluation(self._distance)
         self._was_inside = False
+        self._has_work = True  # in this batch: outside the window only in the first
         # Known from INIT on
         self._peers: list[Distillation] = [self]
         self._identities: list[str] = []
@@ -223,6 +224,10 @@ class Distillation(Algorithm):
             return self.window.contains(state)
         if event is Event.BEFORE_BACKWARD:
             return self._joins_late and self.window.contains(state)
+        if event is Event.BEFORE_TRAIN_BATCH:
+            return self._has_work or self.window.contains(state)
+        if event is Event.AFTER_TRAIN_BATCH or event is Event.BATCH_END:
+            return self._has_work
         return event in self._handlers
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
@@ -266,7 +271,8 @@ class Distillation(Algorithm):
         if inside != self._was_inside:
             verb = "begins to act" if inside else "no longer acts"
             _log.info("%s %s at batch %d", self, verb, int(state.timestamp.batch))
-            self._was_inside = inside
+        self._has_work = inside or self._was_inside
+        self._was_inside = inside
         if inside:
             self._panel.settle()
         elif not self.eval_teachers and self.window.is_over(state):

@@ -22,12 +22,14 @@ def untouched_streams(device: torch.device | None = None) -> Iterator[None]:
         >>> bool(torch.equal(torch.get_rng_state(), before))
         True
     """
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = [] if device is None or device.type in ("cpu", "meta") else [device]
-    kind = devices[0].type if devices else "cuda"
+    python, numpy, host = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
-        with torch.random.fork_rng(devices=devices, device_type=kind):
+        if device is not None and device.type not in ("cpu", "meta"):
+            with torch.random.fork_rng(devices=[device], device_type=device.type):
+                yield
+        else:
             yield
     finally:
+        torch.set_rng_state(host)
         random.setstate(python)
         np.random.set_state(numpy)

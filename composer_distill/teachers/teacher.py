@@ -232,12 +232,12 @@ class Teacher:
 
 def _any_trains(model: nn.Module) -> bool:
     """Return whether any module is in train mode; eval() takes ten times as long as to look."""
-    found = [model]
-    while found:
-        module = found.pop()
+    found: list[Any] = [model]
+    for module in found:  # which grows meanwhile
         if getattr(module, "training", False):  # a frozen TorchScript module has no such flag
             return True
-        found.extend(child for child in module._modules.values() if child is not None)
+        if module is not None and module._modules:
+            found += module._modules.values()
     return False
 
 
