@@ -68,7 +68,7 @@ def _inspect(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
 
     try:
         text = describe(options.source)
-    except OSError as error:
+    except (OSError, ImportError) as error:
         parser.error(f"PATH: {error}")
     print(text)
     return 1 if REFUSED in text else 0

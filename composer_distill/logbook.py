@@ -104,4 +104,4 @@ class Logbook:
             self._was_uneven = True
             _log.warning(UNEVEN)
         if self._observer is not None:
-            self._observer.warn_of_chance(metrics)
+            self._observer.warn(metrics)

@@ -1,5 +1,6 @@
 """What training tells beyond its losses, gathered while the teachers answer."""
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,12 +10,16 @@ from composer_distill.panel import Watch
 from composer_distill.teachers.streams import untouched_streams
 from composer_distill.telemetry import (
     ChanceWatch,
+    are_probabilities,
     chance_ratio,
     divergence_and_entropies,
     is_classification,
 )
 
-_CHANCE = "chance/"  # gathered like a metric, for the warning alone
+_log = logging.getLogger(__name__)
+
+# Gathered like metrics, for warnings alone
+_CHANCE, _SHARES = "chance/", "probabilities/"
 
 
 class Observer:
@@ -27,6 +32,7 @@ class Observer:
     def __init__(self, labels: Sequence[str]) -> None:
         self._labels = tuple(labels)
         self._chance = ChanceWatch()
+        self._seen: set[int] = set()
 
     def watch(
         self,
@@ -52,8 +58,11 @@ class Observer:
             if not alone:
                 with torch.no_grad(), untouched_streams(logits.device):
                     self.note_loss(values, index, distance(logits))
-            judge = is_classification(logits, axis) and self._chance.wants(self._labels[index])
-            if classes is not None and judge:
+            if not is_classification(logits, axis):
+                return
+            if index not in self._seen:
+                values[f"{_SHARES}{index}"] = are_probabilities(logits, axis)
+            if classes is not None and self._chance.wants(self._labels[index]):
                 values[f"{_CHANCE}{index}"] = chance_ratio(logits, classes, axis)
 
         return note
@@ -72,8 +81,18 @@ class Observer:
             found = divergence_and_entropies(student.detach(), target, axis)
             values |= {f"distillation/{n}": v for n, v in zip(names, found, strict=True)}
 
-    def warn_of_chance(self, metrics: dict[str, float]) -> None:
+    def warn(self, metrics: dict[str, float]) -> None:
         """Take what is there for warnings alone out of a batch's metrics, and warn."""
+        for name in [name for name in metrics if name.startswith(_SHARES)]:
+            index = int(name.removeprefix(_SHARES))
+            self._seen.add(index)
+            if metrics.pop(name) > 0.999:
+                _log.warning(
+                    "%s: its outputs lie between 0 and 1 and sum to 1, as probabilities do, but "
+                    "logits are needed: their softmax is almost even. Take them before its "
+                    "softmax, or pass Teacher(..., output_fn=torch.log).",
+                    self._labels[index],
+                )
         for name in [name for name in metrics if name.startswith(_CHANCE)]:
             index = int(name.removeprefix(_CHANCE))
             self._chance.note(self._labels[index], metrics.pop(name))

@@ -135,6 +135,25 @@ class Stopwatch:
         return min(1.0, (self._seconds + on_device) / (time.perf_counter() - self._since))
 
 
+@torch.no_grad()
+def are_probabilities(outputs: Tensor, axis: int = -1) -> Tensor:
+    """Return 1 where a model's outputs are a softmax's instead of logits, else 0.
+
+    Args:
+        outputs: What is taken for logits.
+        axis: The class axis.
+
+    Example:
+        >>> are_probabilities(torch.tensor([[0.25, 0.75], [0.5, 0.5]]))
+        tensor(1.)
+        >>> are_probabilities(torch.tensor([[-1.0, 2.0]]))
+        tensor(0.)
+    """
+    outputs = outputs.float()
+    is_share = (outputs >= 0).all() & (outputs <= 1).all()
+    return (is_share & ((outputs.sum(axis) - 1).abs() < 0.01).all()).float()
+
+
 class ChanceWatch:
     """Warns, once and early, of a teacher whose own loss on the labels is no better than chance.
 
@@ -155,9 +174,10 @@ class ChanceWatch:
         ratios.append(ratio)
         if len(ratios) == _CHANCE_BATCHES and math.fsum(ratios) / len(ratios) >= _CHANCE_RATIO:
             _log.warning(
-                "%s: over its first %d batches its cross-entropy on the labels is %.2f of "
-                "ln(classes), no better than chance. Check its checkpoint, the order of its "
-                "classes and its preprocessing (Teacher(..., input_fn=...)).",
+                "%s: over its first %d batches its cross-entropy on the labels is %.2f times that "
+                "of guessing, no better than chance. Check its checkpoint, the order of its "
+                "classes, its preprocessing (Teacher(..., input_fn=...)) and the labels: where "
+                "they are placeholders, pass org_loss_weight=0.",
                 label,
                 len(ratios),
                 math.fsum(ratios) / len(ratios),

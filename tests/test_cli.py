@@ -1,5 +1,8 @@
+import sys
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from composer_distill import __version__, cli
 from composer_distill.demo import command
@@ -60,6 +63,13 @@ def test_inspect_refuses_what_is_no_checkpoint_with_status_1(tmp_path, capsys):
 
 def test_inspect_names_a_path_that_is_not_there(tmp_path, capsys):
     assert "missing.pt" in fail(["inspect", str(tmp_path / "missing.pt")], capsys)
+
+
+def test_inspect_names_a_library_that_a_file_needs(tmp_path, monkeypatch, capsys):
+    save_file({"weight": torch.zeros(2)}, tmp_path / "weights.safetensors")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    error = fail(["inspect", str(tmp_path / "weights.safetensors")], capsys)
+    assert "needs the safetensors library: pip install safetensors" in error
 
 
 def test_missing_packages_are_named_with_the_remedy(monkeypatch, tmp_path, capsys, calls):

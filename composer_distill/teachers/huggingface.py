@@ -39,7 +39,7 @@ def build_pretrained(folder_or_name: str | Path, *, strict: bool = True) -> "Pre
         with named_errors("from_pretrained", where), open_source(where):
             pass  # only to say it in our words, before transformers does, if it is not to be read
     with untouched_streams():
-        config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
+        config = _read_config(transformers, where)
         model_class = _own_class(transformers, config, where)
         model, info = model_class.from_pretrained(
             where,
@@ -94,6 +94,19 @@ def _transformers() -> Any:
             "Hugging Face models need transformers: pip install 'composer-distill[nlp]'"
         ) from error
     return transformers
+
+
+def _read_config(transformers: Any, where: str) -> "PretrainedConfig":
+    try:
+        return transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
+    except OSError as error:
+        if Path(where).is_dir():
+            raise
+        raise OSError(
+            f"from_pretrained: there is no folder {where!r} here, so that it was taken for a name "
+            f"on the Hugging Face hub, which gave no model ({type(error).__name__}). Check the "
+            "path, or the name and the connection."
+        ) from error
 
 
 def _folder_or_name(given: str | Path) -> str:

@@ -195,6 +195,23 @@ def test_labels_that_weigh_nothing_are_not_read(caplog):
     assert "chance" not in caplog.text
 
 
+@pytest.mark.parametrize("microbatch", [3, 10])
+def test_a_teacher_that_returns_probabilities_is_warned_of_once(caplog, microbatch):
+    softmaxed = nn.Sequential(mlp(1), nn.Softmax(-1))
+    with caplog.at_level(logging.WARNING, logger="composer_distill"):
+        term = Distillation([mlp(2), softmaxed], KLDivergence())
+        fit(
+            Classifier(mlp(0)),
+            term,
+            max_duration="3ep",
+            device_train_microbatch_size=microbatch,
+        )
+    told = [text for text in caplog.messages if "as probabilities do" in text]
+    assert len(told) == 1
+    assert told[0].startswith("teacher 1 (Sequential)")
+    assert "output_fn=torch.log" in told[0]
+
+
 def test_values_are_told_for_active_batches_alone():
     term = Distillation(mlp(1), KLDivergence(), start_dur="1ba", end_dur="3ba")
     trainer = fit(Classifier(mlp(0)), term, max_duration="2ep")

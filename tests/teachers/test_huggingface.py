@@ -71,6 +71,15 @@ def test_a_missing_folder(tmp_path):
         Teacher.from_pretrained("./gone")
 
 
+def test_a_mistyped_folder_is_not_only_looked_for_on_the_hub(monkeypatch):
+    def offline(*arguments, **options):
+        raise OSError("no connection")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", offline)
+    with pytest.raises(OSError, match="no folder 'distil-brt' here.*taken for a name.*Check the"):
+        Teacher.from_pretrained("distil-brt")
+
+
 def test_from_a_composer_checkpoint(zoo, trained_bert, tmp_path, monkeypatch):
     model, folder = trained_bert
     monkeypatch.chdir(tmp_path)
