@@ -87,8 +87,8 @@ class Distillation(Algorithm):
         telemetry: Whether each batch also logs ``distillation/kl`` (nats, temperature 1, whatever
             the loss), ``student_entropy`` and ``teacher_entropy`` (nats), ``teacher_time`` (share
             of the step) and, with several teachers, ``kd_loss/teacher_<i>``; and whether a teacher
-            that knows the labels no better than chance is warned of. It costs two passes over the
-            logits without gradients.
+            is warned of that knows the labels no better than chance, or returns probabilities. It
+            costs two passes over the logits without gradients.
         verify_teachers: Whether resuming a run with other teachers is an error.
         teacher_sharding: Whether each rank holds whole teachers (``'replicated'``) or they are cut
             as the student is under FSDP (``'sharded'``); ``'auto'`` cuts those of more than 1e9
