@@ -171,8 +171,7 @@ class Distillation(Algorithm):
         self._fused = None if fused is None else FusedTerm(self._distance, fused, on_nonfinite)
         self._book = Logbook(self._panel, observer)
         self._evaluation = TeacherEvaluation(self._distance)
-        self._was_inside = False
-        self._has_work = True  # in this batch: outside the window only in the first
+        self._inside: bool | None = None  # the window, as of the batch that began last
         # Known from INIT on
         self._peers: list[Distillation] = [self]
         self._identities: list[str] = []
@@ -225,9 +224,9 @@ class Distillation(Algorithm):
         if event is Event.BEFORE_BACKWARD:
             return self._joins_late and self.window.contains(state)
         if event is Event.BEFORE_TRAIN_BATCH:
-            return self._has_work or self.window.contains(state)
+            return self._inside is not False or self.window.contains(state)
         if event is Event.AFTER_TRAIN_BATCH or event is Event.BATCH_END:
-            return self._has_work
+            return self._inside is not False
         return event in self._handlers
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
@@ -268,11 +267,10 @@ class Distillation(Algorithm):
         self._panel.start_pass()
         self._view = self._term = self._task = None
         inside = self.window.contains(state)
-        if inside != self._was_inside:
+        if inside != bool(self._inside):
             verb = "begins to act" if inside else "no longer acts"
             _log.info("%s %s at batch %d", self, verb, int(state.timestamp.batch))
-        self._has_work = inside or self._was_inside
-        self._was_inside = inside
+        self._inside = inside
         if inside:
             self._panel.settle()
         elif not self.eval_teachers and self.window.is_over(state):
