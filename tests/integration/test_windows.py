@@ -225,3 +225,17 @@ def test_the_window_is_asked_alike_in_every_microbatch():
         max_duration="1ep",
     )
     assert steps_of(trainer, WEIGHT) == [2, 3]
+
+
+def test_outside_the_window_nothing_is_called_once_that_is_known(monkeypatch):
+    called = set()
+    apply = Distillation.apply
+
+    def watched(self, event, state, logger):
+        called.add(int(state.timestamp.batch) - (event is Event.BATCH_END))
+        apply(self, event, state, logger)
+
+    monkeypatch.setattr(Distillation, "apply", watched)
+    active_batches("10ba", start_dur="4ba", end_dur="6ba")
+    # The first batch, those inside, and the one that finds the window closed
+    assert called == {0, 4, 5, 6}
