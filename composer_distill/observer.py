@@ -37,6 +37,7 @@ class Observer:
     def watch(
         self,
         values: dict[str, Tensor],
+        student: Tensor,
         distance: Callable[[Tensor], Tensor],
         classes: Tensor | None,
         axis: int,
@@ -47,6 +48,7 @@ class Observer:
 
         Args:
             values: Where the microbatch's values are gathered.
+            student: The student's compared logits.
             distance: The distillation loss of the student from an answer, without a graph.
             classes: The labels' class indices; None where there are none to trust.
             axis: The class axis.
@@ -61,7 +63,8 @@ class Observer:
             if not is_classification(logits, axis):
                 return
             if index not in self._seen:
-                values[f"{_SHARES}{index}"] = are_probabilities(logits, axis)
+                both = are_probabilities(student, axis)  # then the loss may be one of shares
+                values[f"{_SHARES}{index}"] = are_probabilities(logits, axis) * (1.0 - both)
             if classes is not None and self._chance.wants(self._labels[index]):
                 values[f"{_CHANCE}{index}"] = chance_ratio(logits, classes, axis)
 

@@ -17,6 +17,7 @@ _log = logging.getLogger(__name__)
 _CHUNK_ELEMENTS = 1 << 18  # fits in a core's cache at float32
 _LOWEST = torch.finfo(torch.float32).min  # a finite ln 0: 0 times it is 0
 _CHANCE_BATCHES = 5
+_LOOKED_AT = 64  # rows
 _CHANCE_RATIO = 0.98  # of ln(classes); the rest is sampling noise
 
 
@@ -139,6 +140,8 @@ class Stopwatch:
 def are_probabilities(outputs: Tensor, axis: int = -1) -> Tensor:
     """Return 1 where a model's outputs are a softmax's instead of logits, else 0.
 
+    It looks at the first rows alone: all of them may be too many to copy.
+
     Args:
         outputs: What is taken for logits.
         axis: The class axis.
@@ -149,9 +152,12 @@ def are_probabilities(outputs: Tensor, axis: int = -1) -> Tensor:
         >>> are_probabilities(torch.tensor([[-1.0, 2.0]]))
         tensor(0.)
     """
-    outputs = outputs.float()
-    is_share = (outputs >= 0).all() & (outputs <= 1).all()
-    return (is_share & ((outputs.sum(axis) - 1).abs() < 0.01).all()).float()
+    rows = outputs.movedim(axis, -1)
+    while rows.ndim > 2:
+        rows = rows[0]
+    rows = rows[:_LOOKED_AT].float()
+    is_share = (rows >= 0).all() & (rows <= 1).all()
+    return (is_share & ((rows.sum(-1) - 1).abs() < 0.01).all()).float()
 
 
 class ChanceWatch:

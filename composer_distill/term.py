@@ -147,6 +147,7 @@ class DistillationTerm:
             detached = student.detach()
             watch = self.observer.watch(
                 values,
+                detached,
                 lambda answer: self._distance(detached, answer, comparison)[0],
                 comparison.labels if trust_labels else None,
                 axis,

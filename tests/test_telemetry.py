@@ -1,7 +1,11 @@
 import pytest
 import torch
 
-from composer_distill.telemetry import divergence_and_entropies, top1_agreement
+from composer_distill.telemetry import (
+    are_probabilities,
+    divergence_and_entropies,
+    top1_agreement,
+)
 
 
 def test_agreement_counts_equal_first_classes():
@@ -41,3 +45,13 @@ def test_a_class_that_neither_can_take_counts_nothing_and_one_that_the_student_c
     found = [value.item() for value in divergence_and_entropies(student, torch.zeros(1, 3))]
     assert found[0] == torch.inf
     assert found[1] == pytest.approx(in_double(real, real)[1], rel=1e-6)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((5, 3), -1), ((2, 4, 3), -1), ((2, 3, 4, 5), 1)])
+def test_a_softmax_is_told_from_logits_in_any_layout(shape, axis):
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    assert are_probabilities(logits.softmax(axis), axis).item() == 1.0
+    assert are_probabilities(logits.softmax(axis).bfloat16(), axis).item() == 1.0
+    assert are_probabilities(logits, axis).item() == 0.0
+    assert are_probabilities(logits.log_softmax(axis), axis).item() == 0.0
+    assert are_probabilities(logits.sigmoid(), axis).item() == 0.0

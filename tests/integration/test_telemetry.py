@@ -21,7 +21,7 @@ from integration.harness import (
 )
 from torch import nn
 
-from composer_distill import Distillation, KLDivergence
+from composer_distill import Distillation, KLDivergence, Teacher
 from composer_distill.sampling import sample_teachers
 
 TOLD = {
@@ -210,6 +210,17 @@ def test_a_teacher_that_returns_probabilities_is_warned_of_once(caplog, microbat
     assert len(told) == 1
     assert told[0].startswith("teacher 1 (Sequential)")
     assert "output_fn=torch.log" in told[0]
+
+
+def test_a_loss_of_probabilities_on_both_sides_is_not_warned_of(caplog):
+    def softmax(outputs):
+        return outputs.softmax(-1)
+
+    with caplog.at_level(logging.WARNING, logger="composer_distill"):
+        teacher = Teacher(mlp(1), output_fn=softmax)
+        term = Distillation(teacher, nn.MSELoss(), student_output_fn=softmax)
+        fit(Classifier(mlp(0)), term)
+    assert "as probabilities do" not in caplog.text
 
 
 def test_values_are_told_for_active_batches_alone():
