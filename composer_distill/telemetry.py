@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from composer_distill.losses.rows import as_rows, can_be_read
+from composer_distill.losses.rows import as_rows, can_be_read, full_precision
 
 _log = logging.getLogger(__name__)
 
@@ -82,8 +82,9 @@ def divergence_and_entropies(
     student, teacher = as_rows(student, axis), as_rows(teacher, axis)
     rows = max(1, _CHUNK_ELEMENTS // classes)
     totals = torch.zeros(3, device=student.device)
-    for one, other in zip(student.split(rows), teacher.split(rows), strict=True):
-        totals += _sums(one.float().log_softmax(-1), other.float().log_softmax(-1))
+    with full_precision(student):
+        for one, other in zip(student.split(rows), teacher.split(rows), strict=True):
+            totals += _sums(one.float().log_softmax(-1), other.float().log_softmax(-1))
     kl, minus_student, minus_teacher = (totals / len(student)).unbind()
     return kl, -minus_student, -minus_teacher
 

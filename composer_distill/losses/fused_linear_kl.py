@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from composer_distill.losses.base import Schedule
-from composer_distill.losses.kernel import NotTwice, chunked, scale_gradient
+from composer_distill.losses.kernel import chunked, refuse_second_derivative, scale_gradient
 from composer_distill.losses.kl_divergence import FORWARD_KL, KLDivergence, kl_divergence
 from composer_distill.losses.rows import (
     as_rows,
@@ -168,16 +168,11 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        weight = grad_outputs[0].detach()
+        refuse_second_derivative()
         scaled = [
-            None if gradient is None else scale_gradient(gradient, weight).to(dtype)
+            None if gradient is None else scale_gradient(gradient, grad_outputs[0]).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        if torch.is_grad_enabled():
-            scaled = [
-                None if gradient is None else NotTwice.apply(gradient.detach().requires_grad_())
-                for gradient in scaled
-            ]
         return None, *scaled, None, None, None, None, None
 
 

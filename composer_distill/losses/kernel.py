@@ -21,6 +21,7 @@ from composer_distill.losses.rows import (
     check_reduction,
     check_temperature,
     compute_dtype,
+    full_precision,
     reduce_rows,
     restore_layout,
     select_rows,
@@ -134,33 +135,26 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
         gradient, scale, index = ctx.saved_tensors
-        again = torch.is_grad_enabled()
-        weight = grad_outputs[0].detach() if again else grad_outputs[0]
-        gradient = scale_gradient(gradient, weight, scale)
+        gradient = scale_gradient(gradient, grad_outputs[0], scale)
         if index is not None:
             whole = gradient.new_zeros(ctx.shape)
             gradient = whole.index_copy_(0, index, gradient)
-        if again:
-            gradient = NotTwice.apply(gradient.detach().requires_grad_())
         return gradient, None, None, None, None, None
 
 
-class NotTwice(torch.autograd.Function):
-    """A gradient that says so when it is differentiated again."""
+def refuse_second_derivative() -> None:
+    """Refuse a backward whose graph is asked for: its derivative would come out as zero.
 
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor) -> Tensor:
-        """Return the gradient."""
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
-        """Refuse."""
+    Raises:
+        RuntimeError: In a backward with ``create_graph=True``.
+    """
+    if torch.is_grad_enabled():
         raise RuntimeError(
             "the chunked divergence keeps its gradient and not its inputs, so that it cannot be "
-            "differentiated twice. Use reduction='none' and reduce the terms yourself; the fused "
-            "loss has none, so use KLDivergence."
+            "differentiated twice, as create_graph=True asks for. Use reduction='none' and reduce "
+            "the terms yourself; the fused loss has none, so use KLDivergence(reduction='none')."
         )
 
 
@@ -258,9 +252,11 @@ def _total_and_gradient(
     """Return the sum over a few rows and the gradient of each with respect to its logits over T."""
     # On a GPU it costs less to give every class a finite logit than to wait for the sum
     floor = not can_be_read(student)
-    total, gradient = _softened_rows(formula, student, teacher, dtype, temperature, wanted, floor)
-    if not floor and not math.isfinite(total.item()):
-        return _softened_rows(formula, student, teacher, dtype, temperature, wanted, True)
+    inputs = formula, student, teacher, dtype, temperature, wanted
+    with full_precision(student):
+        total, gradient = _softened_rows(*inputs, floor)
+        if not floor and not math.isfinite(total.item()):
+            return _softened_rows(*inputs, True)
     return total, gradient
 
 

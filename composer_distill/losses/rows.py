@@ -7,6 +7,7 @@ Every loss goes through the same three steps, written here once: check what came
 import math
 import numbers
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
@@ -18,6 +19,8 @@ _REDUCTIONS = get_args(Reduction)
 # A class at minus infinity is computed as one at this logit: its probability is exactly zero in
 # every floating-point type that is computed in, and 0 * log(0) is 0 instead of NaN.
 FLOOR = -1e30
+
+_NOTHING = nullcontext()
 
 
 class Rows(NamedTuple):
@@ -36,6 +39,13 @@ class Rows(NamedTuple):
 def can_be_read(tensor: Tensor) -> bool:
     """Tell whether the host sees a tensor's values without waiting for a device."""
     return tensor.is_cpu
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[Any]:
+    """Turn autocast off where it is on: it would take our products of float32 in half precision."""
+    kind = "cpu" if like.is_cpu else like.device.type
+    is_on = not like.is_meta and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if is_on else _NOTHING
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

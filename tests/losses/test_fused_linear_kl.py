@@ -129,6 +129,5 @@ def test_wrong_arguments():
 def test_a_second_derivative_says_no():
     h, w = torch.randn(5, 4, requires_grad=True), torch.randn(6, 4)
     value = FusedLinearKL()(h, w, torch.randn(5, 3), torch.randn(6, 3))
-    (gradient,) = torch.autograd.grad(value, h, create_graph=True)
     with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
-        gradient.pow(2).sum().backward()
+        torch.autograd.grad(value, h, create_graph=True)
