@@ -42,12 +42,18 @@ def dist(
 def _one_minus_correlation(x: Tensor, y: Tensor, counts: Tensor, axis: int) -> Tensor:
     """Return one minus Pearson's correlation along ``axis``; 0 where one of the two is constant."""
     number = counts.sum(axis, keepdim=True).clamp(min=1.0)
-    x, y = ((v - v.sum(axis, keepdim=True) / number) * counts for v in (x, y))
+    means = [v.sum(axis, keepdim=True) / number for v in (x, y)]
+    x, y = ((v - mean) * counts for v, mean in zip((x, y), means, strict=True))
     squares = x.square().sum(axis), y.square().sum(axis)
-    defined = (squares[0] > 0) & (squares[1] > 0)
+    # What rounding leaves of a constant; a NaN is no constant and must be seen
+    residue = [
+        (number * (8.0 * torch.finfo(mean.dtype).eps * mean.detach()) ** 2).squeeze(axis)
+        for mean in means
+    ]
+    constant = (squares[0] <= residue[0]) | (squares[1] <= residue[1])
     # The root of 0 has an infinite gradient, hence the 1 in its place.
-    of_x, of_y = (torch.where(defined, square, 1.0).sqrt() for square in squares)
-    return torch.where(defined, 1.0 - (x * y).sum(axis) / (of_x * of_y), 0.0)
+    of_x, of_y = (torch.where(constant, 1.0, square).sqrt() for square in squares)
+    return torch.where(constant, 0.0, 1.0 - (x * y).sum(axis) / (of_x * of_y))
 
 
 def _check_mean(reduction: str) -> None:

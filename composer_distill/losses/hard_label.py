@@ -1,5 +1,6 @@
 """Cross-entropy with the teacher's first choice as the label (arXiv 2012.12877)."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,8 +27,9 @@ def hard_label(
     chosen = check_reduction(reduction)
     check_inputs(student, teacher, mask, check_dim(dim))
     rows = select_rows(student, teacher, mask, dim, whole=chosen == "none")
-    labels = rows.teacher.argmax(-1)
+    highest, labels = rows.teacher.max(-1)
     values = F.cross_entropy(rows.student.clamp(min=FLOOR), labels, reduction="none")
+    values = torch.where(highest.isnan(), highest, values)  # a NaN is no class to learn
     return reduce_rows(values, rows.keep, chosen, student, dim)
 
 

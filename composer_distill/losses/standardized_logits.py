@@ -25,10 +25,11 @@ def standardize(logits: Tensor, dim: int = -1, eps: float = 1e-7) -> Tensor:
     centred = centred - centred.sum(dim, keepdim=True) / number.clamp(min=1)
     centred = torch.where(finite, centred, 0.0)
     variance = centred.square().sum(dim, keepdim=True) / (number - 1).clamp(min=1)
-    # The root of 0 has an infinite gradient: equal logits have a deviation of 0, and are all 0.
+    # Equal logits are all 0 whatever divides them; eps alone would give gradients of 1e7, which
+    # float16 cannot hold, and the root of 0 infinite ones.
     varies = variance > 0
-    deviation = torch.where(varies, torch.where(varies, variance, 1.0).sqrt(), 0.0)
-    return torch.where(finite, centred / (eps + deviation), z)
+    deviation = torch.where(varies, variance, 1.0).sqrt()
+    return torch.where(finite, centred / torch.where(varies, eps + deviation, 1.0), z)
 
 
 class StandardizedLogits(DistillationLoss):

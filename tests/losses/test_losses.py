@@ -176,3 +176,26 @@ def test_wrong_types():
         L.StandardizedLogits(torch.nn.MSELoss())  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match=r"k must be an integer, got 2\.0"):
         L.TopKKL(2.0)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_equal_logits_have_small_gradients(value, dtype):
+    teacher = pair(4, 7)[1].to(dtype)
+    for loss in (L.DIST(), L.StandardizedLogits(L.KLDivergence(temperature=2.0))):
+        student = torch.full((4, 7), value, dtype=dtype, requires_grad=True)
+        found = loss(student, teacher)
+        found.backward()
+        assert student.grad.abs().max() < 10.0, loss
+        if isinstance(loss, L.DIST):
+            assert found.item() == 0.0  # what rounding leaves of a constant is no correlation
+
+
+@pytest.mark.parametrize("loss", [L.DIST(), L.HardLabel()])
+def test_a_nan_is_not_swallowed(loss):
+    student, teacher = pair(4, 7)
+    broken = teacher.clone()
+    broken[0, 3] = float("nan")
+    assert loss(student, broken).isnan()
+    if isinstance(loss, L.DIST):
+        assert loss(broken, teacher).isnan()
