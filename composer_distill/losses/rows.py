@@ -20,8 +20,6 @@ _REDUCTIONS = get_args(Reduction)
 # every floating-point type that is computed in, and 0 * log(0) is 0 instead of NaN.
 FLOOR = -1e30
 
-_NOTHING = nullcontext()
-
 
 class Rows(NamedTuple):
     """Student and teacher as ``(N, C)`` in the type that is computed in.
@@ -44,8 +42,9 @@ def can_be_read(tensor: Tensor) -> bool:
 def full_precision(like: Tensor) -> AbstractContextManager[Any]:
     """Turn autocast off where it is on: it would take our products of float32 in half precision."""
     kind = "cpu" if like.is_cpu else like.device.type
-    is_on = not like.is_meta and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if is_on else _NOTHING
+    if like.is_meta or not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -144,7 +143,7 @@ def check_inputs(student: Any, teacher: Any, mask: Any, dim: int) -> None:
         dim: The class axis.
 
     Raises:
-        TypeError: If the logits are no floating-point tensors, or the mask is not boolean.
+        TypeError: If the logits are not floating-point, or the mask is not boolean.
         ValueError: If shapes or devices differ, or ``dim`` is no axis of the logits.
     """
     _check_logits("student", student, dim)
