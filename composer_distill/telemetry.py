@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from composer_distill.losses.rows import as_rows, can_be_read, full_precision
+from composer_distill.losses.precision import can_be_read, full_precision
+from composer_distill.losses.rows import as_rows
 
 _log = logging.getLogger(__name__)
 

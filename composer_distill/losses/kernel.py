@@ -12,16 +12,14 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from composer_distill.losses.precision import can_be_read, compute_dtype, full_precision
 from composer_distill.losses.rows import (
     Reduction,
     as_rows,
-    can_be_read,
     check_dim,
     check_inputs,
     check_reduction,
     check_temperature,
-    compute_dtype,
-    full_precision,
     reduce_rows,
     restore_layout,
     select_rows,
@@ -250,26 +248,16 @@ def _total_and_gradient(
     wanted: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the sum over a few rows and the gradient of each with respect to its logits over T."""
-    # On a GPU it costs less to give every class a finite logit than to wait for the sum
-    floor = not can_be_read(student)
-    inputs = formula, student, teacher, dtype, temperature, wanted
+
+    def once(floor: bool) -> tuple[Tensor, Tensor | None]:
+        q = soften_chunk(student, dtype, temperature, floor=floor)
+        p = soften_chunk(teacher, dtype, temperature, floor=floor)
+        values, gradient = formula.rows(q, p, wanted)
+        return values.sum(), gradient
+
     with full_precision(student):
-        total, gradient = _softened_rows(*inputs, floor)
-        if not floor and not math.isfinite(total.item()):
-            return _softened_rows(*inputs, True)
-    return total, gradient
-
-
-def _softened_rows(
-    formula: Formula,
-    student: Tensor,
-    teacher: Tensor,
-    dtype: torch.dtype,
-    temperature: float,
-    wanted: bool,
-    floor: bool,
-) -> tuple[Tensor, Tensor | None]:
-    q = soften_chunk(student, dtype, temperature, floor=floor)
-    p = soften_chunk(teacher, dtype, temperature, floor=floor)
-    values, gradient = formula.rows(q, p, wanted)
-    return values.sum(), gradient
+        # On a GPU it costs less to give every class a finite logit than to wait for the sum
+        if not can_be_read(student):
+            return once(floor=True)
+        total, gradient = once(floor=False)
+        return (total, gradient) if math.isfinite(total.item()) else once(floor=True)

@@ -7,11 +7,12 @@ Every loss goes through the same three steps, written here once: check what came
 import math
 import numbers
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor
+
+from composer_distill.losses.precision import compute_dtype
 
 Reduction = Literal["mean", "batchmean", "sum", "none"]
 _REDUCTIONS = get_args(Reduction)
@@ -32,28 +33,6 @@ class Rows(NamedTuple):
     teacher: Tensor
     keep: Tensor | None
     labels: Tensor | None
-
-
-def can_be_read(tensor: Tensor) -> bool:
-    """Tell whether the host sees a tensor's values without waiting for a device."""
-    return tensor.is_cpu
-
-
-def full_precision(like: Tensor) -> AbstractContextManager[Any]:
-    """Turn autocast off where it is on: it would take our products of float32 in half precision."""
-    kind = "cpu" if like.is_cpu else like.device.type
-    if like.is_meta or not torch.is_autocast_enabled(kind):
-        return nullcontext()
-    return torch.autocast(kind, enabled=False)
-
-
-def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """Return the type to compute in: float32, or float64 where an input has it."""
-    dtype = torch.float32
-    for tensor in tensors:
-        if tensor.dtype != dtype:
-            dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
 
 
 def check_number(name: str, value: Any, *, above: float = -math.inf, remedy: str) -> float:
