@@ -20,6 +20,9 @@ def task_loss(loss: Any) -> Tensor:
     Raises:
         TypeError: If it is of another kind.
     """
+    if isinstance(loss, Tensor):
+        loss = loss.detach()
+        return loss if loss.ndim == 0 else loss.mean()
     with torch.no_grad():
         return _trained_value(loss)
 

@@ -75,14 +75,11 @@ class Logbook:
         metrics, self._weights = self._weights, {}
         names, values = self._meter.take()
         if names:
+            numbers = values.tolist()
             if self._observer is not None:
-                share = values.new_full((1,), self._panel.time_share())
-                names, values = (*names, "distillation/teacher_time"), torch.cat([values, share])
-            dist.all_reduce(values)
-            ranks = dist.get_world_size()
-            metrics |= {
-                name: value / ranks for name, value in zip(names, values.tolist(), strict=True)
-            }
+                names = (*names, "distillation/teacher_time")
+                numbers.append(self._panel.time_share())
+            metrics |= zip(names, _mean_over_ranks(numbers, values.device), strict=True)
             self._warn(metrics)
         return self.named(metrics)
 
@@ -105,3 +102,12 @@ class Logbook:
             _log.warning(UNEVEN)
         if self._observer is not None:
             self._observer.warn(metrics)
+
+
+def _mean_over_ranks(numbers: list[float], device: torch.device) -> list[float]:
+    """Return the same numbers on every rank."""
+    if dist.get_world_size() == 1:
+        return numbers
+    total = torch.tensor(numbers, device=device)
+    dist.all_reduce(total)
+    return (total / dist.get_world_size()).tolist()

@@ -35,15 +35,14 @@ class BatchMeter:
         """Add one microbatch.
 
         Args:
-            values: Scalars of the microbatch, by name.
+            values: Scalars of the microbatch, by name, without axes.
             share: The microbatch's share of the batch, a scalar.
         """
         names = tuple(values)
-        with torch.no_grad():
-            weighted = torch.stack([value.reshape(()).float() for value in values.values()])
-            weighted *= share.float()
-            earlier = self._running.get(names)
-            self._running[names] = weighted if earlier is None else earlier + weighted
+        weighted = torch.stack([x.detach().float() for x in values.values()])
+        weighted *= share.detach().float()
+        earlier = self._running.get(names)
+        self._running[names] = weighted if earlier is None else earlier + weighted
 
     def complete_pass(self) -> None:
         """Keep the pass that just ended, unless an earlier one of this batch did."""

@@ -81,7 +81,7 @@ class Observer:
         """Note how far apart and how sure student and target are."""
         if is_classification(student, axis):
             names = ("kl", "student_entropy", "teacher_entropy")
-            found = divergence_and_entropies(student.detach(), target, axis)
+            found = divergence_and_entropies(student, target, axis)
             values |= {f"distillation/{n}": v for n, v in zip(names, found, strict=True)}
 
     def warn(self, metrics: dict[str, float]) -> None:

@@ -1,7 +1,8 @@
 """The teachers of one run at work: drawn, asked without leaving a trace, combined, watched."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -47,8 +48,7 @@ class TeacherPanel:
         self._sharded: set[int] = set()
         self._device = torch.device("cpu")
         self._settled = False
-        self._defects: dict[str, Tensor] = {}  # 0, or NaN, of the pass over the batch
-        self._defects_now: dict[str, Tensor] = {}  # of the microbatch
+        self._extremes: dict[str, list[Tensor]] = {}  # of the pass over the batch
         self._recorders: dict[int, HeadRecorder] = {}
         self._stopwatch = Stopwatch()
 
@@ -111,7 +111,7 @@ class TeacherPanel:
         device = comparison.student.device
         logits = self._forward(index, view, state, device, only_at(teacher.model, kept))
         logits = comparison.teacher(logits, label)
-        self._note_finite(label, logits)
+        self._note_extremes(label, logits)
         return logits
 
     def ask_head(self, index: int, view: Any, state: State, device: torch.device) -> Head:
@@ -133,7 +133,7 @@ class TeacherPanel:
         logits = self._forward(index, view, state, device, recorder)
         head = recorder.take(logits)
         # One position's logits have met each row of the embedding
-        self._note_finite(self.labels[index], head.hidden, logits)
+        self._note_extremes(self.labels[index], head.hidden, logits)
         return head
 
     def _forward(
@@ -150,12 +150,17 @@ class TeacherPanel:
         precision = get_precision_context(
             state.precision, state.precision_config, fp8_autocast_enabled=False
         )
-        timed, streams = self._stopwatch.measure(device), untouched_streams(device)
-        with timed, streams, torch.no_grad(), precision, around:
-            with _named_errors(label):
-                logits = teacher.forward(view, call_model, partial(extract_logits, owner=label))
+        extract = partial(extract_logits, owner=label)
+        start = self._stopwatch.start(device)
+        with untouched_streams(device), torch.no_grad(), precision, around:
+            try:
+                logits = teacher.forward(view, call_model, extract)
+            except Exception as error:
+                _add_name(error, label)
+                raise
             if index in self._sharded:
                 reshard(teacher.model)
+        self._stopwatch.stop(start, device)
         return logits
 
     def target(
@@ -186,14 +191,13 @@ class TeacherPanel:
                     watch(index, logits)
                 yield share, logits
 
-        with torch.no_grad():
-            if self.combine == "logits":
-                return mean_logits(answers())
-            return mean_probabilities(answers(), temperature, comparison.axis)
+        if self.combine == "logits":
+            return mean_logits(answers())
+        return mean_probabilities(answers(), temperature, comparison.axis)
 
     def start_pass(self) -> None:
         """Forget what was noted of a pass over the batch that did not complete."""
-        self._defects = {}
+        self._extremes = {}
         self._stopwatch.start_batch()
 
     def time_share(self) -> float:
@@ -202,8 +206,8 @@ class TeacherPanel:
 
     def all_finite(self, drawn: Sequence[tuple[int, float]]) -> Tensor:
         """Return whether the answers to this microbatch were finite, without synchronising."""
-        defects = [self._defects_now[self.labels[index]] for index, _ in drawn]
-        return torch.stack(defects).sum() == 0
+        latest = [x for index, _ in drawn for x in self._extremes[self.labels[index]][-2:]]
+        return torch.stack(latest).isfinite().all()
 
     def check_finite(self, batch: int) -> None:
         """Stop on a broken teacher: one synchronisation a batch.
@@ -211,11 +215,11 @@ class TeacherPanel:
         Raises:
             ValueError: Naming the first teacher whose logits held NaN or infinity.
         """
-        if not self._defects:
+        if not self._extremes:
             return
-        defects = torch.stack(list(self._defects.values())).tolist()
-        for label, defect in zip(self._defects, defects, strict=True):
-            if defect != 0:
+        values = iter(torch.stack([x for xs in self._extremes.values() for x in xs]).tolist())
+        for label, extremes in self._extremes.items():
+            if not all(math.isfinite(next(values)) for _ in extremes):
                 remedy = (
                     "or use KLDivergence, which takes on_nonfinite='skip'."
                     if self._recorders
@@ -227,17 +231,11 @@ class TeacherPanel:
                     f"checkpoint and the precision, {remedy}"
                 )
 
-    def _note_finite(self, label: str, *answers: Tensor) -> None:
-        defect: Tensor | None = None
+    def _note_extremes(self, label: str, *answers: Tensor) -> None:
+        """Keep the least and the largest value, which are finite where all values are."""
+        kept = self._extremes.setdefault(label, [])
         for answer in answers:
-            if answer.numel():
-                low, high = answer.aminmax()
-                found = ((low - low) + (high - high)).float()  # NaN unless both are finite
-                defect = found if defect is None else defect + found
-        if defect is None:
-            defect = torch.zeros((), device=answers[0].device)
-        self._defects_now[label] = defect
-        self._defects[label] = self._defects[label] + defect if label in self._defects else defect
+            kept += (answer if answer.numel() else answer.new_zeros(1)).aminmax()
 
 
 def agree_on_memory(state: State) -> None:
@@ -261,19 +259,14 @@ def agree_on_memory(state: State) -> None:
         raise RuntimeError(OOM_FOUND_ON_OTHER_RANK)
 
 
-@contextmanager
-def _named_errors(label: str) -> Iterator[None]:
+def _add_name(error: Exception, label: str) -> None:
     """Say which teacher an error of its forward comes from; its kind and text stay as they are.
 
     Composer must still know an out-of-memory error for what it is. Before Python 3.11 errors take
     no notes.
     """
-    try:
-        yield
-    except Exception as error:
-        if hasattr(error, "add_note"):
-            error.add_note(  # pyright: ignore[reportAttributeAccessIssue]
-                f"{label} failed on the student's batch. Other inputs go to it by "
-                "Teacher(..., input_fn=...), another type by Teacher(..., dtype=...)."
-            )
-        raise
+    if hasattr(error, "add_note"):
+        error.add_note(  # pyright: ignore[reportAttributeAccessIssue]
+            f"{label} failed on the student's batch. Other inputs go to it by "
+            "Teacher(..., input_fn=...), another type by Teacher(..., dtype=...)."
+        )

@@ -3,14 +3,12 @@
 import logging
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from composer_distill.losses.precision import can_be_read, full_precision
+from composer_distill.losses.precision import can_be_read
 from composer_distill.losses.rows import as_rows
 
 _log = logging.getLogger(__name__)
@@ -18,6 +16,7 @@ _log = logging.getLogger(__name__)
 _CHUNK_ELEMENTS = 1 << 18  # fits in a core's cache at float32
 _LOWEST = torch.finfo(torch.float32).min  # a finite ln 0: 0 times it is 0
 _CHANCE_BATCHES = 5
+_FEW = 1 << 14  # entries, below which argmax is the faster
 _LOOKED_AT = 64  # rows
 _CHANCE_RATIO = 0.98  # of ln(classes); the rest is sampling noise
 
@@ -45,8 +44,13 @@ def top1_agreement(student: Tensor, teacher: Tensor, axis: int = -1) -> Tensor |
     """
     if not is_classification(student, axis):
         return None
-    with torch.no_grad():
-        return (student.max(axis).indices == teacher.max(axis).indices).float().mean()
+    best, other = (_first_best(logits.detach(), axis) for logits in (student, teacher))
+    return (best == other).mean(dtype=torch.float32)
+
+
+def _first_best(logits: Tensor, axis: int) -> Tensor:
+    """Return the class of the largest logit; on a CPU argmax is slow where there are many."""
+    return logits.argmax(axis) if logits.numel() < _FEW else logits.max(axis).indices
 
 
 def is_classification(logits: Tensor, axis: int = -1) -> bool:
@@ -54,7 +58,6 @@ def is_classification(logits: Tensor, axis: int = -1) -> bool:
     return logits.ndim >= 2 and logits.shape[axis] >= 2 and logits.numel() > 0
 
 
-@torch.no_grad()
 def divergence_and_entropies(
     student: Tensor, teacher: Tensor, axis: int = -1
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,27 +82,30 @@ def divergence_and_entropies(
         >>> [round(value.item(), 4) for value in divergence_and_entropies(logits, logits)]
         [0.0, 1.3863, 1.3863]
     """
-    classes = student.shape[axis]
-    student, teacher = as_rows(student, axis), as_rows(teacher, axis)
-    rows = max(1, _CHUNK_ELEMENTS // classes)
-    totals = torch.zeros(3, device=student.device)
-    with full_precision(student):
-        for one, other in zip(student.split(rows), teacher.split(rows), strict=True):
-            totals += _sums(one.float().log_softmax(-1), other.float().log_softmax(-1))
-    kl, minus_student, minus_teacher = (totals / len(student)).unbind()
-    return kl, -minus_student, -minus_teacher
+    student, teacher = as_rows(student.detach(), axis), as_rows(teacher.detach(), axis)
+    count, rows = len(student), max(1, _CHUNK_ELEMENTS // student.shape[1])
+    chunks = [(student, teacher)]
+    if count > rows:
+        chunks = list(zip(student.split(rows), teacher.split(rows), strict=True))
+    sums = [_sums(one, other) for one, other in chunks]
+    kl, minus_student, minus_teacher = (
+        parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+        for parts in zip(*sums, strict=True)
+    )
+    return kl / count, minus_student / -count, minus_teacher / -count
 
 
-def _sums(log_q: Tensor, log_p: Tensor) -> Tensor:
+def _sums(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the sums over a few rows of the KL and of both negative entropies."""
-    q, p, dot = log_q.exp(), log_p.exp(), torch.linalg.vecdot
+    log_q, log_p = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
+    q, p = log_q.exp(), log_p.exp()
     if can_be_read(q):  # most logits are finite, and then nothing is to be filled in
-        sums = torch.stack([dot(p, log_p - log_q), dot(q, log_q), dot(p, log_p)]).sum(-1)
-        if math.isfinite(sums.sum().item()):
-            return sums
+        kl = (p * (log_p - log_q)).sum()
+        if math.isfinite(kl.item()):
+            return kl, (q * log_q).sum(), (p * log_p).sum()
     gap = (log_p - log_q).masked_fill_(p == 0, 0.0)  # 0 ln 0 is 0
     log_q, log_p = log_q.clamp(min=_LOWEST), log_p.clamp(min=_LOWEST)
-    return torch.stack([dot(p, gap), dot(q, log_q), dot(p, log_p)]).sum(-1)
+    return (p * gap).sum(), (q * log_q).sum(), (p * log_p).sum()
 
 
 class Stopwatch:
@@ -114,20 +120,22 @@ class Stopwatch:
         """Begin to count the batch's own time."""
         self._since, self._seconds, self._events = time.perf_counter(), 0.0, []
 
-    @contextmanager
-    def measure(self, device: torch.device) -> Iterator[None]:
-        """Count what runs inside: on a GPU the device's time, else the wall clock's."""
-        if device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            stream = torch.cuda.current_stream(device)
-            start.record(stream)
-            yield
-            end.record(stream)
-            self._events.append((start, end))
-        else:
-            start_seconds = time.perf_counter()
-            yield
-            self._seconds += time.perf_counter() - start_seconds
+    def start(self, device: torch.device) -> Any:
+        """Begin to count, on a GPU the device's time, else the wall clock's; end with ``stop``."""
+        if device.type != "cuda":
+            return time.perf_counter()
+        start = torch.cuda.Event(enable_timing=True)
+        start.record(torch.cuda.current_stream(device))
+        return start
+
+    def stop(self, start: Any, device: torch.device) -> None:
+        """Count what ran since ``start`` returned its value on the same device."""
+        if device.type != "cuda":
+            self._seconds += time.perf_counter() - start
+            return
+        end = torch.cuda.Event(enable_timing=True)
+        end.record(torch.cuda.current_stream(device))
+        self._events.append((start, end))
 
     def share(self) -> float:
         """Return the measured share of the time since the batch began, in [0, 1].

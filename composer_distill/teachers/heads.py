@@ -1,7 +1,7 @@
 """A language model's output head: run at some positions only, or taken apart from the model."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-@contextmanager
-def only_at(model: nn.Module, mask: Tensor | None) -> Iterator[None]:
+def only_at(model: nn.Module, mask: Tensor | None) -> AbstractContextManager[None]:
     """Have a language model compute its logits at the kept positions alone.
 
     The hidden states of the other positions are dropped just before the output embedding, the
@@ -30,9 +29,12 @@ def only_at(model: nn.Module, mask: Tensor | None) -> Iterator[None]:
         - logits inside: ``(1, K, C)`` instead of ``(B, T, C)``, with K positions kept.
     """
     head = None if mask is None else _output_embedding(model)
-    if head is None or mask is None:
-        yield
-        return
+    return nullcontext() if head is None or mask is None else _keep_before(head, mask)
+
+
+@contextmanager
+def _keep_before(head: nn.Module, mask: Tensor) -> Iterator[None]:
+    """Hand an output embedding the hidden states of the kept positions alone."""
 
     def keep(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
         hidden = arguments[0] if arguments else None

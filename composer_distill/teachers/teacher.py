@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,7 @@ class Teacher:
             self.model.eval()
         view = self._view(batch)
         pieces = [view] if self.microbatch_size is None else split(view, self.microbatch_size)
-        with self._weights_on_device():
+        with on_device(self.model, self._device) if self.offload else nullcontext():
             answers = [self._answer(piece, call, extract) for piece in pieces]
         return answers[0] if len(answers) == 1 else torch.cat(answers)
 
@@ -220,14 +220,6 @@ class Teacher:
     def _answer(self, view: Any, call: Forward, extract: Extract) -> Tensor:
         raw = call(self.model, view)
         return extract(raw if self.output_fn is None else self.output_fn(raw))
-
-    @contextmanager
-    def _weights_on_device(self) -> Iterator[None]:
-        if self.offload:
-            with on_device(self.model, self._device):
-                yield
-        else:
-            yield
 
 
 def _any_trains(model: nn.Module) -> bool:
