@@ -14,6 +14,7 @@ from torch import Tensor
 
 from composer_distill.combining import mean_logits, mean_probabilities
 from composer_distill.comparison import Comparison
+from composer_distill.losses.precision import can_be_read
 from composer_distill.outputs import call_model, extract_logits
 from composer_distill.sampling import sample_teachers
 from composer_distill.teachers import Teacher
@@ -48,7 +49,8 @@ class TeacherPanel:
         self._sharded: set[int] = set()
         self._device = torch.device("cpu")
         self._settled = False
-        self._extremes: dict[str, list[Tensor]] = {}  # of the pass over the batch
+        self._extremes: dict[str, list[Tensor]] = {}  # that may be none, of the pass over the batch
+        self._latest: list[Tensor] = []  # of them, those of the microbatch
         self._recorders: dict[int, HeadRecorder] = {}
         self._stopwatch = Stopwatch()
 
@@ -191,23 +193,26 @@ class TeacherPanel:
                     watch(index, logits)
                 yield share, logits
 
+        self._latest = []
         if self.combine == "logits":
             return mean_logits(answers())
         return mean_probabilities(answers(), temperature, comparison.axis)
 
     def start_pass(self) -> None:
         """Forget what was noted of a pass over the batch that did not complete."""
-        self._extremes = {}
+        self._extremes, self._latest = {}, []
         self._stopwatch.start_batch()
 
     def time_share(self) -> float:
         """Return the share of the batch's time that went into the teachers, in [0, 1]."""
         return self._stopwatch.share()
 
-    def all_finite(self, drawn: Sequence[tuple[int, float]]) -> Tensor:
-        """Return whether the answers to this microbatch were finite, without synchronising."""
-        latest = [x for index, _ in drawn for x in self._extremes[self.labels[index]][-2:]]
-        return torch.stack(latest).isfinite().all()
+    def all_finite(self) -> Tensor | None:
+        """Return whether the latest target's answers were finite; None where all are known to be.
+
+        It does not wait for the device.
+        """
+        return torch.stack(self._latest).isfinite().all() if self._latest else None
 
     def check_finite(self, batch: int) -> None:
         """Stop on a broken teacher: one synchronisation a batch.
@@ -232,10 +237,15 @@ class TeacherPanel:
                 )
 
     def _note_extremes(self, label: str, *answers: Tensor) -> None:
-        """Keep the least and the largest value, which are finite where all values are."""
-        kept = self._extremes.setdefault(label, [])
+        """Keep the least and the largest value, both finite where all values are.
+
+        On a CPU a look at them costs less than to keep them.
+        """
         for answer in answers:
-            kept += (answer if answer.numel() else answer.new_zeros(1)).aminmax()
+            both = (answer if answer.numel() else answer.new_zeros(1)).aminmax()
+            if not (can_be_read(answer) and all(math.isfinite(x.item()) for x in both)):
+                self._extremes.setdefault(label, []).extend(both)
+                self._latest.extend(both)
 
 
 def agree_on_memory(state: State) -> None:

@@ -156,10 +156,10 @@ class DistillationTerm:
         target = self.panel.target(
             drawn, view, comparison, state, temperature=self.temperature, watch=watch
         )
-        finite = None
+        finite = self.panel.all_finite() if self.skip_nonfinite else None
         if self.skip_nonfinite:
-            finite = self.panel.all_finite(drawn)
-            values["distillation/skipped"] = ~finite
+            values["distillation/skipped"] = student.new_zeros(()) if finite is None else ~finite
+        if finite is not None:
             target = torch.where(finite, target, student.detach())
         distance, parts = self._distance(student, target, comparison)
         if comparison.empty:

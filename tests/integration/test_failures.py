@@ -100,6 +100,29 @@ def test_a_microbatch_that_passed_before_memory_ran_out_counts_once():
         assert logged(retried, name) == logged(small, name), name
 
 
+@pytest.mark.filterwarnings("ignore:CUDA out of memory")
+@pytest.mark.usefixtures("auto_on_cpu")
+def test_what_a_pass_that_ran_out_of_memory_answered_is_forgotten():
+    class Fails(Greedy):
+        """Fails in its first and third call, and answers no numbers in its second."""
+
+        def forward(self, inputs):
+            self.limit = 0 if self.calls in (0, 2) else 8
+            bad = math.nan if self.calls == 1 else 0.0
+            return super().forward(inputs) + bad
+
+    retried, small = train([Fails(mlp(1), 8)], "auto"), train([mlp(1)], 2)
+    assert_same(retried.state.model, small.state.model)
+
+
+@pytest.fixture(params=[True, False], ids=["host reads", "host waits"])
+def readable(request, monkeypatch):
+    """Look at a teacher's answers at once, as on a CPU, and once a batch, as on a GPU."""
+    if not request.param:
+        monkeypatch.setattr("composer_distill.panel.can_be_read", lambda tensor: False)
+
+
+@pytest.mark.usefixtures("readable")
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_teacher_that_answers_no_numbers_stops_the_run_before_its_batch_trains(bad):
     broken = Broken(mlp(2), bad, batch=2)
@@ -130,6 +153,7 @@ class Broken(nn.Module):
         return logits
 
 
+@pytest.mark.usefixtures("readable")
 def test_a_teacher_that_answers_no_numbers_may_be_skipped():
     broken = Broken(mlp(1), math.nan, batch=1)
     student = Classifier(mlp(0))
@@ -140,6 +164,7 @@ def test_a_teacher_that_answers_no_numbers_may_be_skipped():
     assert all(parameter.isfinite().all() for parameter in student.parameters())
 
 
+@pytest.mark.usefixtures("readable")
 def test_a_skipped_microbatch_trains_on_the_students_own_loss_alone():
     student = Classifier(mlp(0))
     inputs, targets = next(iter(loader()))
