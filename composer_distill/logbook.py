@@ -64,7 +64,7 @@ class Logbook:
             scale = state.scaler.scale(torch.ones_like(term))
 
         def note(gradient: Tensor) -> None:
-            share = gradient if scale is None else gradient / scale
+            share = gradient.detach() if scale is None else gradient.detach() / scale
             extra = {} if count is None else balance(count, share)
             self._meter.add(values | extra, share)
 

@@ -35,12 +35,12 @@ class BatchMeter:
         """Add one microbatch.
 
         Args:
-            values: Scalars of the microbatch, by name, without axes.
-            share: The microbatch's share of the batch, a scalar.
+            values: Detached scalars of the microbatch, by name, without axes.
+            share: The microbatch's share of the batch, a detached scalar.
         """
         names = tuple(values)
-        weighted = torch.stack([x.detach().float() for x in values.values()])
-        weighted *= share.detach().float()
+        weighted = torch.stack([x.float() for x in values.values()])
+        weighted *= share.float()
         earlier = self._running.get(names)
         self._running[names] = weighted if earlier is None else earlier + weighted
 

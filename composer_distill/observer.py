@@ -49,7 +49,7 @@ class Observer:
         Args:
             values: Where the microbatch's values are gathered.
             student: The student's compared logits.
-            distance: The distillation loss of the student from an answer, without a graph.
+            distance: The distillation loss of the student from an answer; called without a graph.
             classes: The labels' class indices; None where there are none to trust.
             axis: The class axis.
             alone: Whether no other teacher answers: then the loss of its answer is the term's own,

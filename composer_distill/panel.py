@@ -52,7 +52,7 @@ class TeacherPanel:
         self._extremes: dict[str, list[Tensor]] = {}  # that may be none, of the pass over the batch
         self._latest: list[Tensor] = []  # of them, those of the microbatch
         self._recorders: dict[int, HeadRecorder] = {}
-        self._stopwatch = Stopwatch()
+        self._stopwatch = Stopwatch(self._device)
 
     def prepare(self, state: State, sharding: Sharding) -> None:
         """Freeze the teachers, and place or shard them, at INIT.
@@ -65,6 +65,7 @@ class TeacherPanel:
             ValueError: If they can't be sharded as asked, or have no weights.
         """
         self._device = state.device.tensor_to_device(torch.empty(0)).device
+        self._stopwatch = Stopwatch(self._device)
         for index, (teacher, label) in enumerate(zip(self.teachers, self.labels, strict=True)):
             teacher.freeze()
             if is_to_be_sharded(teacher.model, sharding, state, label):
@@ -153,7 +154,7 @@ class TeacherPanel:
             state.precision, state.precision_config, fp8_autocast_enabled=False
         )
         extract = partial(extract_logits, owner=label)
-        start = self._stopwatch.start(device)
+        start = self._stopwatch.start()
         with untouched_streams(device), torch.no_grad(), precision, around:
             try:
                 logits = teacher.forward(view, call_model, extract)
@@ -162,7 +163,7 @@ class TeacherPanel:
                 raise
             if index in self._sharded:
                 reshard(teacher.model)
-        self._stopwatch.stop(start, device)
+        self._stopwatch.stop(start)
         return logits
 
     def target(

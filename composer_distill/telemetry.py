@@ -109,9 +109,15 @@ def _sums(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Stopwatch:
-    """How much of a batch's time goes into what it measures, without synchronising the device."""
+    """How much of a batch's time goes into what it measures, without synchronising the device.
 
-    def __init__(self) -> None:
+    Args:
+        device: Where the work is done: on a GPU its own time counts, else the wall clock's.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._on_gpu = device.type == "cuda"
         self._since = time.perf_counter()
         self._seconds = 0.0
         self._events: list[tuple[Any, Any]] = []
@@ -120,22 +126,21 @@ class Stopwatch:
         """Begin to count the batch's own time."""
         self._since, self._seconds, self._events = time.perf_counter(), 0.0, []
 
-    def start(self, device: torch.device) -> Any:
-        """Begin to count, on a GPU the device's time, else the wall clock's; end with ``stop``."""
-        if device.type != "cuda":
-            return time.perf_counter()
-        start = torch.cuda.Event(enable_timing=True)
-        start.record(torch.cuda.current_stream(device))
-        return start
+    def start(self) -> Any:
+        """Begin to count; end with ``stop``."""
+        return self._mark() if self._on_gpu else time.perf_counter()
 
-    def stop(self, start: Any, device: torch.device) -> None:
-        """Count what ran since ``start`` returned its value on the same device."""
-        if device.type != "cuda":
+    def stop(self, start: Any) -> None:
+        """Count what ran since ``start`` returned its value."""
+        if self._on_gpu:
+            self._events.append((start, self._mark()))
+        else:
             self._seconds += time.perf_counter() - start
-            return
-        end = torch.cuda.Event(enable_timing=True)
-        end.record(torch.cuda.current_stream(device))
-        self._events.append((start, end))
+
+    def _mark(self) -> Any:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
 
     def share(self) -> float:
         """Return the measured share of the time since the batch began, in [0, 1].

@@ -144,11 +144,10 @@ class DistillationTerm:
         drawn = self.panel.draw(int(state.timestamp.batch))
         watch = None
         if self.observer is not None:
-            detached = student.detach()
             watch = self.observer.watch(
                 values,
-                detached,
-                lambda answer: self._distance(detached, answer, comparison)[0],
+                student,
+                lambda answer: self._distance(student, answer, comparison)[0],
                 comparison.labels if trust_labels else None,
                 axis,
                 alone=len(drawn) == 1,

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+_CPU = torch.device("cpu")
+
 
 @contextmanager
 def untouched_streams(device: torch.device | None = None) -> Iterator[None]:
@@ -28,11 +30,11 @@ def untouched_streams(device: torch.device | None = None) -> Iterator[None]:
     """
     host, python, numpy = torch.get_rng_state(), _python.read(), _numpy.read()
     try:
-        if device is not None and device.type not in ("cpu", "meta"):
+        if device is None or device == _CPU or device.type == "meta":
+            yield
+        else:
             with torch.random.fork_rng(devices=[device], device_type=device.type):
                 yield
-        else:
-            yield
     finally:
         torch.set_rng_state(host)
         _python.restore(python)
