@@ -87,8 +87,17 @@ def check_sample_size(n_sampled: Any, n_teachers: int) -> int | None:
     return int(n_sampled)
 
 
-def describe(value: Any) -> str:
-    """Return a repr without a memory address."""
+def describe_call(name: str, **arguments: Any) -> str:
+    """Return a call as it is written, without memory addresses.
+
+    Example:
+        >>> describe_call("Distillation", seed=3)
+        'Distillation(seed=3)'
+    """
+    return f"{name}({', '.join(f'{k}={_describe(v)}' for k, v in arguments.items())})"
+
+
+def _describe(value: Any) -> str:
     text = repr(value)
     if " at 0x" not in text:
         return text

@@ -71,6 +71,42 @@ def blend(loss: Any, term: Tensor | None, weight: float, earlier: Sequence[Tenso
     raise _kind_error(loss)
 
 
+class Contribution:
+    """What one instance of ``Distillation`` adds to the loss of the current microbatch.
+
+    Attributes:
+        term: The weighted distillation term, a scalar, or None for none.
+        org_weight: The weight of the student's own loss.
+        values: Detached scalars for the log, by metric name.
+        count: How many positions the term is a mean of; None where every sample counts alike.
+        task: The student's own loss, a detached scalar; None until the term has joined.
+    """
+
+    def __init__(self) -> None:
+        self.term: Tensor | None = None
+        self.org_weight = 1.0
+        self.values: dict[str, Tensor] = {}
+        self.count: int | None = None
+        self.task: Tensor | None = None
+
+    def join(self, loss: Any, peers: Sequence["Contribution"]) -> Any:
+        """Return the loss with this term in it, and remember the student's own.
+
+        Args:
+            loss: The student's loss, with the terms of those peers in it that have joined.
+            peers: All contributions to the microbatch, this one among them.
+
+        Raises:
+            TypeError: If ``loss`` is of a kind that Composer does not train.
+        """
+        joined = [peer for peer in peers if peer.task is not None]
+        self.task = joined[0].task if joined else task_loss(loss)
+        if self.term is None and self.org_weight == 1.0:
+            return loss
+        earlier = [peer.term for peer in joined if peer.term is not None]
+        return blend(loss, self.term, self.org_weight, earlier)
+
+
 def _trained_value(loss: Any) -> Tensor:
     if isinstance(loss, Tensor):
         return loss.mean()

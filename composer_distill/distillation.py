@@ -15,9 +15,9 @@ from composer_distill.arguments import (
     check_not_all_zero,
     check_sample_size,
     check_seed,
-    describe,
+    describe_call,
 )
-from composer_distill.blending import blend, task_loss
+from composer_distill.blending import Contribution
 from composer_distill.evaluation import TeacherEvaluation
 from composer_distill.fused_term import FusedTerm
 from composer_distill.logbook import Logbook
@@ -178,13 +178,20 @@ class Distillation(Algorithm):
         self._joins_late = False
         # Of the current microbatch
         self._view: Any = None
-        self._values: dict[str, Tensor] = {}
-        self._count: int | None = None
-        self._org_weight = 1.0
-        self._term: Tensor | None = None
-        self._task: Tensor | None = None
+        self._contribution = Contribution()
         # Composer asks for it at each event of each batch, so it is made once
-        self._text = self._describe()
+        self._text = describe_call(
+            "Distillation",
+            teachers=list(self._panel.labels),
+            kd_loss_fn=kd_loss_fn,
+            kd_loss_weight=kd_loss_weight,
+            org_loss_weight=org_loss_weight,
+            start_dur=self.window.start.to_timestring(),
+            end_dur=self.window.end.to_timestring(),
+            n_teachers_to_sample=self.n_teachers_to_sample,
+            combine=combine,
+            seed=self.seed,
+        )
         self._handlers: dict[Event, Callable[[State, Logger], None]] = {
             Event.INIT: self._prepare,
             Event.FIT_START: self._check_run,
@@ -202,18 +209,6 @@ class Distillation(Algorithm):
                 Event.EVAL_AFTER_FORWARD: self._evaluation.update,
                 Event.EVAL_END: self._log_evaluation,
             }
-
-    def _describe(self) -> str:
-        start, end = self.window.start.to_timestring(), self.window.end.to_timestring()
-        return (
-            f"Distillation(teachers={list(self._panel.labels)}, "
-            f"kd_loss_fn={describe(self.kd_loss_fn)}, "
-            f"kd_loss_weight={describe(self.kd_loss_weight)}, "
-            f"org_loss_weight={describe(self.org_loss_weight)}, "
-            f"start_dur='{start}', end_dur='{end}', "
-            f"n_teachers_to_sample={self.n_teachers_to_sample}, combine='{self.combine}', "
-            f"seed={self.seed})"
-        )
 
     def match(self, event: Event, state: State) -> bool:
         """Return whether ``apply`` has something to do at ``event``."""
@@ -265,7 +260,7 @@ class Distillation(Algorithm):
         """BEFORE_TRAIN_BATCH: a batch begins, or begins again after running out of memory."""
         self._book.start_pass()
         self._panel.start_pass()
-        self._view = self._term = self._task = None
+        self._view, self._contribution = None, Contribution()
         inside = self.window.contains(state)
         if inside != bool(self._inside):
             verb = "begins to act" if inside else "no longer acts"
@@ -285,44 +280,40 @@ class Distillation(Algorithm):
         """AFTER_FORWARD: keep the view that the student saw, before labels are smoothed."""
         if self._fused is not None:
             self._fused.end_forward()
-        self._view = shallow_copy(state.batch)
-        self._term = self._task = None
+        self._view, self._contribution = shallow_copy(state.batch), Contribution()
 
     def _distil(self, state: State, logger: Logger) -> None:
         """AFTER_LOSS: run the teachers, and join their term unless the loss is yet to be mixed."""
-        self._org_weight = weight_now(self.org_loss_weight, state, "org_loss_weight")
-        kd_weight = weight_now(self.kd_loss_weight, state, "kd_loss_weight")
-        self._book.note_weights(kd_weight, self._org_weight)
+        ours, kd_weight = (
+            self._contribution,
+            weight_now(self.kd_loss_weight, state, "kd_loss_weight"),
+        )
+        ours.org_weight = weight_now(self.org_loss_weight, state, "org_loss_weight")
+        self._book.note_weights(kd_weight, ours.org_weight)
         if kd_weight > 0.0:
             view = shallow_copy(state.batch) if self._view is None else self._view
-            trust_labels = self._org_weight > 0.0  # else they may be placeholders
+            trust_labels = ours.org_weight > 0.0  # else they may be placeholders
             term = self._distance if self._fused is None else self._fused
-            distance, self._values, self._count = term.measure(
-                state, view, trust_labels=trust_labels
-            )
+            distance, ours.values, ours.count = term.measure(state, view, trust_labels=trust_labels)
             agree_on_memory(state)
-            self._term = distance * kd_weight
-            self._view = None
+            ours.term, self._view = distance * kd_weight, None
         if not self._joins_late:
             self._join(state, logger)
 
     def _join(self, state: State, logger: Logger) -> None:
         """AFTER_LOSS or BEFORE_BACKWARD: blend the term into the loss that Composer trains."""
-        joined = [(peer._task, peer._term) for peer in self._peers if peer._task is not None]
-        self._task = task = joined[0][0] if joined else task_loss(state.loss)
-        if self._term is not None:
-            values = self._values | ({} if task is None else {"loss/train/org": task})
-            self._book.note_on_backward(self._term, values, self._count, state)
-        earlier = [term for _, term in joined if term is not None]
-        if self._term is not None or self._org_weight != 1.0:
-            state.loss = blend(state.loss, self._term, self._org_weight, earlier)
+        ours = self._contribution
+        state.loss = ours.join(state.loss, [peer._contribution for peer in self._peers])
+        if ours.term is not None and ours.task is not None:
+            values = ours.values | {"loss/train/org": ours.task}
+            self._book.note_on_backward(ours.term, values, ours.count, state)
 
     def _end_pass(self, state: State, logger: Logger) -> None:
         """AFTER_TRAIN_BATCH: stop on a broken teacher before the optimizer's step."""
         if self.on_nonfinite == "raise":
             self._panel.check_finite(int(state.timestamp.batch))
         self._book.complete_pass()
-        self._term = self._task = None  # so that the algorithm can be copied
+        self._contribution = Contribution()  # so that the algorithm can be copied
 
     def _log(self, state: State, logger: Logger) -> None:
         """BATCH_END: log one value a batch, the same on every rank."""

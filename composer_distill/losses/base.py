@@ -156,8 +156,7 @@ class DistillationLoss(nn.Module):
         return WeightedSum([*_terms(self), *_terms(other)])
 
     def __radd__(self, other: object) -> "DistillationLoss":
-        # sum([...]) starts from 0.
-        return self if isinstance(other, int) and other == 0 else NotImplemented
+        return self if isinstance(other, int) and other == 0 else NotImplemented  # as in sum()
 
 
 class WeightedSum(DistillationLoss):
@@ -224,7 +223,13 @@ class WeightedSum(DistillationLoss):
         return dict(zip(self._names(), values, strict=True))
 
     def combine(self, parts: dict[str, Tensor]) -> Tensor:
-        """Return the weighted sum of the parts."""
+        """Return the weighted sum of the parts; raise ValueError where their shapes differ."""
+        if len({part.shape for part in parts.values()}) > 1:
+            shapes = ", ".join(f"{name} {(*part.shape,)}" for name, part in parts.items())
+            raise ValueError(
+                f"the losses in a sum must give results of one shape, got {shapes}. "
+                "Give all of them the same reduction, such as 'mean'."
+            )
         weighted = [parts[name] * self._weight(index) for index, name in enumerate(self._names())]
         return sum(weighted[1:], start=weighted[0])
 

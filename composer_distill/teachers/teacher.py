@@ -144,10 +144,20 @@ class Teacher:
         return all(option is None for option in mapped)
 
     def freeze(self) -> None:
-        """Turn gradients off and evaluation mode on."""
+        """Turn gradients off and evaluation mode on.
+
+        Raises:
+            TypeError: If the model has no evaluation mode, as one from ``torch.export`` has none.
+        """
         for parameter in self.model.parameters():  # a TorchScript module has no requires_grad_()
             parameter.requires_grad_(False)
-        self.model.eval()
+        try:
+            self.model.eval()
+        except NotImplementedError as error:
+            raise TypeError(
+                f"{self.label}: model must have an evaluation mode, but eval() of a "
+                f"{type(self.model).__name__} says: {error} Pass the module that it was made from."
+            ) from error
 
     def place(self, device: torch.device) -> None:
         """Cast the weights, move them, and compile the model, the first time.

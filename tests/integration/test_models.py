@@ -88,6 +88,13 @@ def test_a_teacher_may_be_torchscript(compiled):
     assert_close(student.module, expected)
 
 
+def test_a_teacher_without_an_evaluation_mode_is_refused():
+    exported = torch.export.export(mlp(1), (torch.randn(2, 6),)).module()
+    told = r"teacher \(GraphModule\): model must have an evaluation mode.*made from"
+    with pytest.raises(TypeError, match=told):
+        fit(Classifier(mlp(0)), Distillation(exported, DISTANCE))
+
+
 def first_tensor(outputs):
     if isinstance(outputs, dict):
         return next(iter(outputs.values()))

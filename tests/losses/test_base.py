@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from composer_distill.losses import DistillationLoss, KLDivergence, WeightedSum
+from composer_distill.losses import CosineEmbedding, DistillationLoss, KLDivergence, WeightedSum
 
 
 def pair(seed=0):
@@ -57,6 +57,14 @@ def test_a_weighted_sum_is_a_loss():
     torch.testing.assert_close(total(student, teacher), expected)
     ours = torch.autograd.grad(total(student, teacher), student)
     torch.testing.assert_close(ours, torch.autograd.grad(expected, student))
+
+
+def test_results_of_unlike_shapes_are_not_summed():
+    loss = KLDivergence(reduction="none") + CosineEmbedding(reduction="none")
+    with pytest.raises(ValueError, match=r"one shape, got kl_divergence \(.*, cosine_embedding \("):
+        loss(*pair())
+    with pytest.raises(ValueError, match="one shape, got kl_divergence"):
+        (KLDivergence(reduction="none") + KLDivergence())(*pair())
 
 
 def test_parts_are_unweighted_and_combine_to_the_value():
