@@ -42,7 +42,7 @@ def untouched_streams(device: torch.device | None = None) -> Iterator[None]:
 
 
 class _Stream:
-    """A stream whose state takes forty times as long to get as its memory to compare.
+    """A stream whose state takes ten to thirty times as long to get as its memory to compare.
 
     So the state is got only where the memory has changed since, and set only where it has.
 
