@@ -21,8 +21,7 @@ def task_loss(loss: Any) -> Tensor:
         TypeError: If it is of another kind.
     """
     if isinstance(loss, Tensor):
-        loss = loss.detach()
-        return loss if loss.ndim == 0 else loss.mean()
+        return loss.detach().mean()
     with torch.no_grad():
         return _trained_value(loss)
 

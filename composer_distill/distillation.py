@@ -284,11 +284,9 @@ class Distillation(Algorithm):
 
     def _distil(self, state: State, logger: Logger) -> None:
         """AFTER_LOSS: run the teachers, and join their term unless the loss is yet to be mixed."""
-        ours, kd_weight = (
-            self._contribution,
-            weight_now(self.kd_loss_weight, state, "kd_loss_weight"),
-        )
+        ours = self._contribution
         ours.org_weight = weight_now(self.org_loss_weight, state, "org_loss_weight")
+        kd_weight = weight_now(self.kd_loss_weight, state, "kd_loss_weight")
         self._book.note_weights(kd_weight, ours.org_weight)
         if kd_weight > 0.0:
             view = shallow_copy(state.batch) if self._view is None else self._view
@@ -313,11 +311,15 @@ class Distillation(Algorithm):
         if self.on_nonfinite == "raise":
             self._panel.check_finite(int(state.timestamp.batch))
         self._book.complete_pass()
-        self._contribution = Contribution()  # so that the algorithm can be copied
+        # So that nothing outlives the batch, and the algorithm can be copied
+        self._view, self._contribution = None, Contribution()
+        if self._fused is not None:
+            self._fused.forget()
 
     def _log(self, state: State, logger: Logger) -> None:
         """BATCH_END: log one value a batch, the same on every rank."""
         metrics = self._book.take(state)
+        self._panel.start_pass()
         if metrics:
             step = int(state.previous_timestamp.batch) if state.previous_timestamp else None
             logger.log_metrics(metrics, step=step)

@@ -78,6 +78,11 @@ class FusedTerm:
         if self._student is not None:
             self._student.__exit__()
 
+    def forget(self) -> None:
+        """AFTER_TRAIN_BATCH: keep nothing of a microbatch that was not measured."""
+        if self._student is not None:
+            self._student.forget()
+
     def measure(
         self, state: State, view: Any, *, trust_labels: bool
     ) -> tuple[Tensor, dict[str, Tensor], int | None]:

@@ -108,6 +108,6 @@ def _mean_over_ranks(numbers: list[float], device: torch.device) -> list[float]:
     """Return the same numbers on every rank."""
     if dist.get_world_size() == 1:
         return numbers
-    total = torch.tensor(numbers, device=device)
+    total = torch.tensor(numbers, dtype=torch.float32, device=device)
     dist.all_reduce(total)
     return (total / dist.get_world_size()).tolist()

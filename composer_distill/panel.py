@@ -164,7 +164,8 @@ class TeacherPanel:
             if index in self._sharded:
                 reshard(teacher.model)
         self._stopwatch.stop(start)
-        return logits
+        # A teacher may turn gradients or inference mode on in its own forward
+        return logits.clone() if logits.is_inference() else logits.detach()
 
     def target(
         self,
@@ -200,7 +201,7 @@ class TeacherPanel:
         return mean_probabilities(answers(), temperature, comparison.axis)
 
     def start_pass(self) -> None:
-        """Forget what was noted of a pass over the batch that did not complete."""
+        """Forget what was noted of a pass over a batch that ended, or did not complete."""
         self._extremes, self._latest = {}, []
         self._stopwatch.start_batch()
 

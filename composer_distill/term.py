@@ -156,6 +156,8 @@ class DistillationTerm:
             drawn, view, comparison, state, temperature=self.temperature, watch=watch
         )
         finite = self.panel.all_finite() if self.skip_nonfinite else None
+        if finite is not None:
+            values = {name: torch.where(finite, value, 0.0) for name, value in values.items()}
         if self.skip_nonfinite:
             values["distillation/skipped"] = student.new_zeros(()) if finite is None else ~finite
         if finite is not None:
@@ -196,7 +198,9 @@ class DistillationTerm:
                     "Use a loss without labels, such as KLDivergence."
                 )
             parts = loss.parts(student, teacher, mask=comparison.mask, labels=comparison.labels)
-            return loss.combine(parts), parts if len(parts) > 1 else {}
+            distance = _scalar(loss.combine(parts))
+            named = parts if len(parts) > 1 else {}
+            return distance, {name: _scalar(part) for name, part in named.items()}
         dtype = torch.promote_types(student.dtype, torch.float32)
         distance = loss(student.to(dtype), teacher.to(dtype))
         if not isinstance(distance, Tensor):
@@ -205,6 +209,10 @@ class DistillationTerm:
                 "Do not call .item() or float() on it."
             )
         return distance.mean(), {}
+
+
+def _scalar(value: Tensor) -> Tensor:
+    return value.mean() if value.ndim else value
 
 
 def _check_gradient_path(distance: Tensor) -> None:

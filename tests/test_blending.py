@@ -117,3 +117,10 @@ def test_entries_that_are_no_tensors_are_refused(loss):
 def test_an_empty_loss_is_refused():
     with pytest.raises(TypeError, match="at least one tensor"):
         task_loss(())
+
+
+def test_the_noted_task_loss_is_no_view_of_the_loss():
+    loss = torch.tensor(1.0)
+    noted = task_loss(loss)
+    loss.add_(5.0)
+    assert noted.item() == 1.0

@@ -224,7 +224,7 @@ class WeightedSum(DistillationLoss):
 
     def combine(self, parts: dict[str, Tensor]) -> Tensor:
         """Return the weighted sum of the parts; raise ValueError where their shapes differ."""
-        if len({part.shape for part in parts.values()}) > 1:
+        if len({part.shape if part.numel() != 1 else () for part in parts.values()}) > 1:
             shapes = ", ".join(f"{name} {(*part.shape,)}" for name, part in parts.items())
             raise ValueError(
                 f"the losses in a sum must give results of one shape, got {shapes}. "

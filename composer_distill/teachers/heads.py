@@ -118,6 +118,10 @@ class HeadRecorder:
             self._handle.remove()
             self._handle = None
 
+    def forget(self) -> None:
+        """Forget what the last forward recorded."""
+        self._head = None
+
     def take(self, logits: Tensor) -> Head:
         """Return what the last forward recorded, in the type of its logits, and forget it.
 

@@ -4,7 +4,7 @@ import _random
 import ctypes
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,75 +28,68 @@ def untouched_streams(device: torch.device | None = None) -> Iterator[None]:
         >>> bool(torch.equal(torch.get_rng_state(), before))
         True
     """
-    host, python, numpy = torch.get_rng_state(), _python.read(), _numpy.read()
+    host, python, numpy = torch.get_rng_state(), _read_python(), _read_numpy()
     try:
-        if device is None or device == _CPU or device.type == "meta":
+        if device is None or device == _CPU or device.type in ("cpu", "meta"):
             yield
         else:
             with torch.random.fork_rng(devices=[device], device_type=device.type):
                 yield
     finally:
         torch.set_rng_state(host)
-        _python.restore(python)
-        _numpy.restore(numpy)
+        _restore_python(python)
+        _restore_numpy(numpy)
 
 
-class _Stream:
-    """A stream whose state takes ten to thirty times as long to get as its memory to compare.
+# A state takes ten to thirty times as long to get as its memory to compare, so Python's is got only
+# where the memory has changed since, and both are set only where it has.
 
-    So the state is got only where the memory has changed since, and set only where it has.
-
-    Args:
-        get: Returns the stream's state, and whether its memory tells all of it.
-        set: Sets the state.
-        memory: Returns what differs after each draw; None where no such thing is known.
-    """
-
-    def __init__(
-        self,
-        get: Callable[[], tuple[Any, bool]],
-        set: Callable[[Any], None],
-        memory: Callable[[], Any],
-    ) -> None:
-        self._get, self._set, self._memory = get, set, memory
-        self._found: tuple[Any, Any] = (None, None)
-
-    def read(self) -> tuple[Any, Any]:
-        """Return the stream's state, and its memory or None."""
-        memory = self._memory()
-        if memory is None or memory != self._found[1]:
-            state, is_all = self._get()
-            self._found = (state, memory if is_all else None)
-        return self._found
-
-    def restore(self, found: tuple[Any, Any]) -> None:
-        """Put the stream back to what ``read`` returned, unless it has not moved."""
-        state, memory = found
-        if memory is None or memory != self._memory():
-            self._set(state)
-
-
-_HEAD = object.__basicsize__
-_TWISTER: Any = random.random.__self__
-_TWISTER_BYTES = _random.Random.__basicsize__ - _HEAD
+_TWISTER: Any = getattr(random, "_inst", None)
+_TWISTER_BYTES = _random.Random.__basicsize__ - object.__basicsize__
 _MT19937_BYTES = 4 * 624 + 4  # its key, and its place in it
+_last: tuple[Any, Any] = (None, None)
 
 
-def _python_state() -> tuple[Any, bool]:
-    return random.getstate(), True
+def _read_python() -> tuple[Any, Any]:
+    """Return the state of Python's stream, and the memory that tells all of it or None."""
+    global _last
+    memory, found = _python_memory(), _last
+    if memory is None or memory != found[1]:
+        state = random.getstate()
+        found = (state, memory if memory == _python_memory() else None)  # else another thread drew
+        _last = found
+    return found
+
+
+def _restore_python(found: tuple[Any, Any]) -> None:
+    state, memory = found
+    if memory is None or memory != _python_memory():
+        random.setstate(state)
 
 
 def _python_memory() -> Any:
     """Return the memory of Python's generator, and its second Gaussian of a pair."""
-    if sys.implementation.name != "cpython":
+    if sys.implementation.name != "cpython" or type(_TWISTER) is not random.Random:
         return None
-    return ctypes.string_at(id(_TWISTER) + _HEAD, _TWISTER_BYTES), _TWISTER.gauss_next
+    words = ctypes.string_at(id(_TWISTER) + object.__basicsize__, _TWISTER_BYTES)
+    return words, getattr(_TWISTER, "gauss_next", None)
 
 
-def _numpy_state() -> tuple[Any, bool]:
-    """Return NumPy's state; a second Gaussian of a pair, where it holds one, lies elsewhere."""
+def _read_numpy() -> tuple[Any, Any]:
+    """Return the state of NumPy's stream, and the memory whose change tells of a draw or None.
+
+    A second Gaussian of a pair lies elsewhere: to draw it leaves the memory as it is.
+    """
+    memory = _numpy_memory()
     state: Any = np.random.get_state(legacy=False)
-    return state, not state["has_gauss"]
+    unclear = state["has_gauss"] or memory != _numpy_memory()
+    return state, None if unclear else memory
+
+
+def _restore_numpy(found: tuple[Any, Any]) -> None:
+    state, memory = found
+    if memory is None or memory != _numpy_memory():
+        np.random.set_state(state)
 
 
 def _numpy_memory() -> bytes | None:
@@ -105,7 +98,3 @@ def _numpy_memory() -> bytes | None:
     if type(generator) is not np.random.MT19937:
         return None
     return ctypes.string_at(generator.ctypes.state_address, _MT19937_BYTES)
-
-
-_python = _Stream(_python_state, random.setstate, _python_memory)
-_numpy = _Stream(_numpy_state, np.random.set_state, _numpy_memory)

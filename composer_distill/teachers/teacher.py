@@ -149,8 +149,6 @@ class Teacher:
         Raises:
             TypeError: If the model has no evaluation mode, as one from ``torch.export`` has none.
         """
-        for parameter in self.model.parameters():  # a TorchScript module has no requires_grad_()
-            parameter.requires_grad_(False)
         try:
             self.model.eval()
         except NotImplementedError as error:
@@ -158,6 +156,8 @@ class Teacher:
                 f"{self.label}: model must have an evaluation mode, but eval() of a "
                 f"{type(self.model).__name__} says: {error} Pass the module that it was made from."
             ) from error
+        for parameter in self.model.parameters():  # a TorchScript module has no requires_grad_()
+            parameter.requires_grad_(False)
 
     def place(self, device: torch.device) -> None:
         """Cast the weights, move them, and compile the model, the first time.

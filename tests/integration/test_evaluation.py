@@ -176,3 +176,11 @@ def test_a_regression_has_no_agreement():
     with torch.random.fork_rng():
         trainer = fit(student, term, eval_dataloader=loader(10, 5, seed=7))
     assert "metrics/eval/teacher_agreement" not in entries_of(trainer)
+
+
+def test_an_evaluation_leaves_nothing_behind(monkeypatch):
+    monkeypatch.setattr("composer_distill.panel.can_be_read", lambda tensor: False)
+    term = Distillation(mlp(1), KLDivergence(2.0), eval_teachers=True)
+    evaluated(Classifier(mlp(0)), [term])
+    assert not term._panel._extremes
+    assert not term._panel._latest

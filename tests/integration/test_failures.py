@@ -180,6 +180,18 @@ def test_a_skipped_microbatch_trains_on_the_students_own_loss_alone():
     torch.testing.assert_close(spy.seen[0], list(expected), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.usefixtures("readable")
+def test_a_skipped_microbatch_counts_as_nothing_in_the_loss_from_each_teacher():
+    broken = Broken(mlp(1), math.nan, batch=0)
+    term = Distillation([broken, mlp(2)], KLDivergence(2.0), 0.7, 0.3, on_nonfinite="skip")
+    trainer = fit(Classifier(mlp(0)), term, max_duration="1ba", device_train_microbatch_size=5)
+    inputs, _ = next(iter(loader()))
+    for index, teacher in enumerate((mlp(1), mlp(2))):
+        kd = 0.5 * forward_kl(2.0)(mlp(0)(inputs[5:]), teacher(inputs[5:]))
+        name = f"distillation/kd_loss/teacher_{index}"
+        assert logged(trainer, name) == pytest.approx([kd.item()], rel=1e-5)
+
+
 def test_a_student_that_diverges_is_not_blamed_on_a_teacher():
     student = Classifier(mlp(0))
     with torch.no_grad():

@@ -170,6 +170,14 @@ def test_a_teachers_nan_stops_the_run():
         fit(student, teacher, data, FusedLinearKL())
 
 
+def test_nothing_outlives_a_batch_whose_weight_is_zero():
+    student, teacher = language.model("causal", 1), language.model("causal", 2)
+    data = language.loader(language.batches("causal"))
+    run = fit(student, teacher, data, FusedLinearKL(), kd_loss_weight=lambda state: 0.0)
+    (term,) = copy.deepcopy(run.state.algorithms)
+    assert term._view is None
+
+
 class Scaled(language.Counts):
     """Scales its logits after its head."""
 

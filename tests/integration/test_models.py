@@ -11,6 +11,7 @@ from integration.harness import (
     RTOL,
     Classifier,
     assert_close,
+    assert_same,
     dataset,
     fit,
     forward_kl,
@@ -31,7 +32,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from composer_distill import Distillation, Teacher
+from composer_distill import Distillation, KLDivergence, Teacher
+from composer_distill.losses import DistillationLoss
 
 DISTANCE = forward_kl(2.0)
 TEMPERED = {"kd_loss_weight": 0.7, "org_loss_weight": 0.3}
@@ -86,6 +88,54 @@ def test_a_teacher_may_be_torchscript(compiled):
     expected = train_by_hand(student.module, loader(), objective(mlp(1)))
     fit(student, Distillation(compiled(mlp(1, dropout=0.5).eval()), DISTANCE, **TEMPERED))
     assert_close(student.module, expected)
+
+
+class Differentiates(nn.Module):
+    """Turns gradients on in its own forward, as models of forces do."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs):
+        with torch.enable_grad():
+            return self.module(inputs.detach().clone().requires_grad_())
+
+
+class Infers(Differentiates):
+    """Turns inference mode on in its own forward."""
+
+    @torch.inference_mode()
+    def forward(self, inputs):
+        return self.module(inputs)
+
+
+@pytest.mark.parametrize("kind", [Differentiates, Infers])
+@pytest.mark.parametrize(
+    ("loss", "combine"),
+    [(KLDivergence(2.0), "logits"), (KLDivergence(2.0), "probabilities"), (nn.MSELoss(), "logits")],
+)
+def test_a_teacher_may_have_a_gradient_mode_of_its_own(kind, loss, combine):
+    students = []
+    for wrap in (kind, nn.Identity):
+        teachers = [wrap(mlp(seed)) if wrap is kind else mlp(seed) for seed in (1, 2)]
+        students.append(Classifier(mlp(0)))
+        fit(students[-1], Distillation(teachers, loss, combine=combine))
+        fit(students[-1], Distillation(teachers[0], loss))
+    assert_same(*students)
+
+
+def test_a_loss_of_one_value_with_an_axis_is_a_loss():
+    class One(DistillationLoss):
+        def compute(self, student, teacher, mask, labels):
+            return F.mse_loss(student, teacher).reshape(1)
+
+    students = [Classifier(mlp(0)) for _ in range(3)]
+    losses = One(), nn.MSELoss(), 0.5 * One() + 0.5 * One()
+    for student, loss in zip(students, losses, strict=True):
+        fit(student, Distillation(mlp(1), loss))
+    assert_close(students[0], students[1])
+    assert_close(students[2], students[1])
 
 
 def test_a_teacher_without_an_evaluation_mode_is_refused():

@@ -77,14 +77,47 @@ def test_another_generator_of_numpy_is_kept_too():
         np.random.set_bit_generator(usual)
 
 
-@pytest.mark.parametrize(("stream", "seed"), [("_python", 11), ("_numpy", 12)])
-def test_a_stream_that_has_not_moved_is_not_read_out_again(stream, seed, monkeypatch):
+def test_a_state_with_the_same_memory_and_a_gaussian_held_is_kept():
+    np.random.seed(1)
+    np.random.randn()
+    held = np.random.get_state()
+    np.random.randn()
+    with untouched_streams():
+        pass
+    np.random.set_state(held)
+    with untouched_streams():
+        np.random.randn()
+    assert np.random.get_state()[3:] == held[3:]
+
+
+def test_pythons_stream_is_not_read_out_again_where_it_has_not_moved(monkeypatch):
     reads = []
-    one = getattr(streams, stream)
-    np.random.seed(seed)
-    random.seed(seed)
-    monkeypatch.setattr(one, "_get", lambda get=one._get: reads.append(1) or get())
+    getstate = random.getstate
+    random.seed(11)
+    monkeypatch.setattr(random, "getstate", lambda: reads.append(1) or getstate())
     for _ in range(3):
         with untouched_streams():
             pass
     assert len(reads) == 1
+
+
+def test_a_draw_of_another_thread_meanwhile_is_not_remembered_as_the_state(monkeypatch):
+    getstate = random.getstate
+    random.seed(12)
+    before = getstate()
+    monkeypatch.setattr(random, "getstate", lambda: (random.random(), getstate())[1])
+    with untouched_streams():
+        pass
+    monkeypatch.undo()
+    random.setstate(before)
+    with untouched_streams():
+        random.random()
+    assert random.getstate() == before
+
+
+def test_a_replaced_function_of_python_does_no_harm(monkeypatch):
+    monkeypatch.setattr(streams, "_TWISTER", None)
+    found = states()
+    with untouched_streams():
+        random.random()
+    assert states() == found
