@@ -19,7 +19,7 @@ from integration.harness import (
 )
 from torch.nn import functional as F
 
-from composer_distill import Distillation, KLDivergence
+from composer_distill import Distillation, KLDivergence, logbook
 
 EXACT = {"rel": 1e-5, "abs": 1e-7}
 ALWAYS = {
@@ -211,3 +211,15 @@ def test_two_instances_log_under_their_own_names():
         assert logged(trainer, name) == pytest.approx([value], **EXACT), name
     assert len(logged(trainer, "distillation/agreement")) == 1
     assert len(logged(trainer, "distillation_2/agreement")) == 1
+
+
+def test_values_of_several_ranks_keep_their_digits_under_another_default_type(monkeypatch):
+    monkeypatch.setattr(logbook.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(logbook.dist, "all_reduce", lambda tensor: tensor.mul_(2))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = logbook._mean_over_ranks([1.2345678, 1000.25], torch.device("cpu"))
+    finally:
+        torch.set_default_dtype(before)
+    assert found == pytest.approx([1.2345678, 1000.25], rel=1e-6)
