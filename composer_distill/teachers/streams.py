@@ -4,7 +4,7 @@ import _random
 import ctypes
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 _CPU = torch.device("cpu")
+_HAS_MEMORY = sys.implementation.name == "cpython"  # that can be read
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def untouched_streams(device: torch.device | None = None) -> Iterator[None]:
         >>> bool(torch.equal(torch.get_rng_state(), before))
         True
     """
-    host, python, numpy = torch.get_rng_state(), _read_python(), _read_numpy()
+    host, python, numpy = torch.get_rng_state(), _PYTHON.read(), _NUMPY.read()
     try:
         if device is None or device == _CPU or device.type in ("cpu", "meta"):
             yield
@@ -37,64 +38,70 @@ def untouched_streams(device: torch.device | None = None) -> Iterator[None]:
                 yield
     finally:
         torch.set_rng_state(host)
-        _restore_python(python)
-        _restore_numpy(numpy)
+        _PYTHON.restore(python)
+        _NUMPY.restore(numpy)
 
 
-# A state takes ten to thirty times as long to get as its memory to compare, so Python's is got only
-# where the memory has changed since, and both are set only where it has.
+class _Stream:
+    """A random stream of the host, whose state is got and set only where its memory has changed.
+
+    A state takes ten to seventy times as long to get as its memory to compare.
+
+    Args:
+        get: Returns the state.
+        put: Sets it.
+        memory: Returns the memory that holds all of it; None where that is not known.
+    """
+
+    def __init__(
+        self, get: Callable[[], Any], put: Callable[[Any], None], memory: Callable[[], Any]
+    ) -> None:
+        self._get, self._put, self._memory = get, put, memory
+        self._last: tuple[Any, Any] = (None, None)
+
+    def read(self) -> tuple[Any, Any]:
+        """Return the state and the memory that it was got from, or None for the latter."""
+        memory, found = self._memory(), self._last
+        if memory is None or memory != found[1]:
+            state = self._get()
+            found = (state, memory if memory == self._memory() else None)  # else a thread drew
+            self._last = found
+        return found
+
+    def restore(self, found: tuple[Any, Any]) -> None:
+        """Set the state that ``read`` returned, if the stream has moved since."""
+        state, memory = found
+        if memory is None or memory != self._memory():
+            self._put(state)
+
 
 _TWISTER: Any = getattr(random, "_inst", None)
-_TWISTER_BYTES = _random.Random.__basicsize__ - object.__basicsize__
+_RANDOM_STATE: Any = getattr(np.random.get_state, "__self__", None)
 _MT19937_BYTES = 4 * 624 + 4  # its key, and its place in it
-_last: tuple[Any, Any] = (None, None)
-
-
-def _read_python() -> tuple[Any, Any]:
-    """Return the state of Python's stream, and the memory that tells all of it or None."""
-    global _last
-    memory, found = _python_memory(), _last
-    if memory is None or memory != found[1]:
-        state = random.getstate()
-        found = (state, memory if memory == _python_memory() else None)  # else another thread drew
-        _last = found
-    return found
-
-
-def _restore_python(found: tuple[Any, Any]) -> None:
-    state, memory = found
-    if memory is None or memory != _python_memory():
-        random.setstate(state)
 
 
 def _python_memory() -> Any:
     """Return the memory of Python's generator, and its second Gaussian of a pair."""
-    if sys.implementation.name != "cpython" or type(_TWISTER) is not random.Random:
+    if type(_TWISTER) is not random.Random or not _HAS_MEMORY:
         return None
-    words = ctypes.string_at(id(_TWISTER) + object.__basicsize__, _TWISTER_BYTES)
-    return words, getattr(_TWISTER, "gauss_next", None)
+    return _memory_of(_TWISTER, _random.Random), getattr(_TWISTER, "gauss_next", None)
 
 
-def _read_numpy() -> tuple[Any, Any]:
-    """Return the state of NumPy's stream, and the memory whose change tells of a draw or None.
-
-    A second Gaussian of a pair lies elsewhere: to draw it leaves the memory as it is.
-    """
-    memory = _numpy_memory()
-    state: Any = np.random.get_state(legacy=False)
-    unclear = state["has_gauss"] or memory != _numpy_memory()
-    return state, None if unclear else memory
-
-
-def _restore_numpy(found: tuple[Any, Any]) -> None:
-    state, memory = found
-    if memory is None or memory != _numpy_memory():
-        np.random.set_state(state)
-
-
-def _numpy_memory() -> bytes | None:
-    """Return the memory of NumPy's global generator; None for any but its usual kind."""
+def _numpy_memory() -> Any:
+    """Return the memory of NumPy's generator, and of what holds its second Gaussian of a pair."""
     generator = np.random.get_bit_generator()  # pyright: ignore[reportAttributeAccessIssue]
-    if type(generator) is not np.random.MT19937:
+    usual = type(_RANDOM_STATE) is np.random.RandomState and type(generator) is np.random.MT19937
+    if not usual or not _HAS_MEMORY:
         return None
-    return ctypes.string_at(generator.ctypes.state_address, _MT19937_BYTES)
+    words = ctypes.string_at(generator.ctypes.state_address, _MT19937_BYTES)
+    return words, _memory_of(_RANDOM_STATE, np.random.RandomState)
+
+
+def _memory_of(instance: Any, kind: type) -> bytes:
+    """Return what an instance of a type that is written in C holds."""
+    start = object.__basicsize__
+    return ctypes.string_at(id(instance) + start, kind.__basicsize__ - start)
+
+
+_PYTHON = _Stream(random.getstate, random.setstate, _python_memory)
+_NUMPY = _Stream(lambda: np.random.get_state(legacy=False), np.random.set_state, _numpy_memory)

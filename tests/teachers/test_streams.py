@@ -90,34 +90,39 @@ def test_a_state_with_the_same_memory_and_a_gaussian_held_is_kept():
     assert np.random.get_state()[3:] == held[3:]
 
 
-def test_pythons_stream_is_not_read_out_again_where_it_has_not_moved(monkeypatch):
-    reads = []
-    getstate = random.getstate
-    random.seed(11)
-    monkeypatch.setattr(random, "getstate", lambda: reads.append(1) or getstate())
+@pytest.mark.parametrize(("name", "seed"), [("_PYTHON", random.seed), ("_NUMPY", np.random.seed)])
+def test_a_stream_is_not_read_out_again_where_it_has_not_moved(name, seed, monkeypatch):
+    stream, reads = getattr(streams, name), []
+    get = stream._get
+    seed(11)
+    monkeypatch.setattr(stream, "_get", lambda: reads.append(1) or get())
     for _ in range(3):
         with untouched_streams():
             pass
     assert len(reads) == 1
 
 
-def test_a_draw_of_another_thread_meanwhile_is_not_remembered_as_the_state(monkeypatch):
-    getstate = random.getstate
+@pytest.mark.parametrize(("name", "draw"), [("_PYTHON", random.random), ("_NUMPY", np.random.rand)])
+def test_a_draw_of_another_thread_meanwhile_is_not_remembered_as_the_state(name, draw, monkeypatch):
+    stream = getattr(streams, name)
     random.seed(12)
-    before = getstate()
-    monkeypatch.setattr(random, "getstate", lambda: (random.random(), getstate())[1])
+    np.random.seed(12)
+    before, held = states(), stream._get()
+    monkeypatch.setattr(stream, "_get", lambda get=stream._get: (draw(), get())[1])
     with untouched_streams():
         pass
     monkeypatch.undo()
-    random.setstate(before)
+    stream._put(held)
     with untouched_streams():
-        random.random()
-    assert random.getstate() == before
+        draw()
+    assert states() == before
 
 
-def test_a_replaced_function_of_python_does_no_harm(monkeypatch):
-    monkeypatch.setattr(streams, "_TWISTER", None)
+@pytest.mark.parametrize("name", ["_TWISTER", "_RANDOM_STATE"])
+def test_a_generator_that_is_not_the_usual_one_is_kept_too(name, monkeypatch):
+    monkeypatch.setattr(streams, name, None)
     found = states()
     with untouched_streams():
         random.random()
+        np.random.randn()
     assert states() == found
