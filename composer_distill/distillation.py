@@ -86,9 +86,9 @@ class Distillation(Algorithm):
             costs their forward on each set.
         telemetry: Whether each batch also logs ``distillation/kl`` (nats, temperature 1, whatever
             the loss), ``student_entropy`` and ``teacher_entropy`` (nats), ``teacher_time`` (share
-            of the step) and, with several teachers, ``kd_loss/teacher_<i>``; and whether a teacher
-            is warned of that knows the labels no better than chance, or returns probabilities. It
-            costs two passes over the logits without gradients.
+            of the batch's wall clock) and, with several teachers, ``kd_loss/teacher_<i>``; and
+            whether a teacher is warned of that knows the labels no better than chance, or returns
+            probabilities. It costs two passes over the logits without gradients.
         verify_teachers: Whether resuming a run with other teachers is an error.
         teacher_sharding: Whether each rank holds whole teachers (``'replicated'``) or they are cut
             as the student is under FSDP (``'sharded'``); ``'auto'`` cuts those of more than 1e9
@@ -179,6 +179,7 @@ class Distillation(Algorithm):
         # Of the current microbatch
         self._view: Any = None
         self._contribution = Contribution()
+        self._in_pass = False  # over a batch: begun, and not at its end
         # Composer asks for it at each event of each batch, so it is made once
         self._text = describe_call(
             "Distillation",
@@ -219,7 +220,7 @@ class Distillation(Algorithm):
         if event is Event.BEFORE_BACKWARD:
             return self._joins_late and self.window.contains(state)
         if event is Event.BEFORE_TRAIN_BATCH:
-            return self._inside is not False or self.window.contains(state)
+            return self._in_pass or self.window.contains(state) is not self._inside
         if event is Event.AFTER_TRAIN_BATCH or event is Event.BATCH_END:
             return self._inside is not False
         return event in self._handlers
@@ -246,9 +247,11 @@ class Distillation(Algorithm):
             state.algorithms.sort(key=lambda algorithm: isinstance(algorithm, Distillation))
 
     def _check_run(self, state: State, logger: Logger) -> None:
-        """FIT_START: check what is known only now."""
+        """FIT_START: check what is known only now, and begin with nothing noted."""
         check_apart(self.teachers, state.model, state.optimizers or ())
         self.window.check(state)
+        self._book.forget()  # a fit that was interrupted in a batch may have left something
+        self._panel.forget()
         if self.window.is_idle(state):
             _log.warning(
                 "%s will not act in this training: start_dur lies at or behind its end_dur or the "
@@ -257,10 +260,10 @@ class Distillation(Algorithm):
             )
 
     def _start_pass(self, state: State, logger: Logger) -> None:
-        """BEFORE_TRAIN_BATCH: a batch begins, or begins again after running out of memory."""
+        """BEFORE_TRAIN_BATCH: the window opens or closes, or a pass cut off begins anew."""
         self._book.start_pass()
-        self._panel.start_pass()
-        self._view, self._contribution = None, Contribution()
+        self._panel.forget()
+        self._view, self._contribution, self._in_pass = None, Contribution(), False
         inside = self.window.contains(state)
         if inside != bool(self._inside):
             verb = "begins to act" if inside else "no longer acts"
@@ -273,6 +276,7 @@ class Distillation(Algorithm):
 
     def _listen(self, state: State, logger: Logger) -> None:
         """BEFORE_FORWARD: the fused loss needs the student's hidden states."""
+        self._in_pass = True
         if self._fused is not None:
             self._fused.start_forward()
 
@@ -280,7 +284,8 @@ class Distillation(Algorithm):
         """AFTER_FORWARD: keep the view that the student saw, before labels are smoothed."""
         if self._fused is not None:
             self._fused.end_forward()
-        self._view, self._contribution = shallow_copy(state.batch), Contribution()
+        self._in_pass, self._view = True, shallow_copy(state.batch)
+        self._contribution = Contribution()
 
     def _distil(self, state: State, logger: Logger) -> None:
         """AFTER_LOSS: run the teachers, and join their term unless the loss is yet to be mixed."""
@@ -312,14 +317,14 @@ class Distillation(Algorithm):
             self._panel.check_finite(int(state.timestamp.batch))
         self._book.complete_pass()
         # So that nothing outlives the batch, and the algorithm can be copied
-        self._view, self._contribution = None, Contribution()
+        self._view, self._contribution, self._in_pass = None, Contribution(), False
         if self._fused is not None:
             self._fused.forget()
 
     def _log(self, state: State, logger: Logger) -> None:
         """BATCH_END: log one value a batch, the same on every rank."""
         metrics = self._book.take(state)
-        self._panel.start_pass()
+        self._panel.forget()
         if metrics:
             step = int(state.previous_timestamp.batch) if state.previous_timestamp else None
             logger.log_metrics(metrics, step=step)

@@ -61,7 +61,7 @@ class TeacherEvaluation:
             temperature=self._term.temperature,
             watch=watch,
         )
-        self._term.panel.start_pass()  # nothing asks for what it noted of this
+        self._term.panel.forget()  # nothing asks for what it noted of this
         student, target, axis = comparison.logged(target)
         if padding or comparison.empty or not is_classification(student, axis):
             return

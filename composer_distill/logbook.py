@@ -13,6 +13,8 @@ from composer_distill.panel import TeacherPanel
 
 _log = logging.getLogger(__name__)
 
+_SHORTEST = 1e-6  # seconds, what Composer's clock tells apart
+
 
 class Logbook:
     """Gathers a batch's values over its microbatches, and reduces them over ranks.
@@ -29,6 +31,10 @@ class Logbook:
         self._meter = BatchMeter()
         self._weights: dict[str, float] = {}
         self._was_uneven = False
+
+    def forget(self) -> None:
+        """Forget a batch that did not reach its end."""
+        self._meter, self._weights = BatchMeter(), {}
 
     def start_pass(self) -> None:
         """Forget a pass over the batch that did not complete."""
@@ -78,7 +84,9 @@ class Logbook:
             numbers = values.tolist()
             if self._observer is not None:
                 names = (*names, "distillation/teacher_time")
-                numbers.append(self._panel.time_share())
+                batch_seconds = state.timestamp.batch_wct.total_seconds()
+                share = self._panel.seconds() / max(batch_seconds, _SHORTEST)
+                numbers.append(min(1.0, share))
             metrics |= zip(names, _mean_over_ranks(numbers, values.device), strict=True)
             self._warn(metrics)
         return self.named(metrics)

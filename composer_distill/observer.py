@@ -34,6 +34,11 @@ class Observer:
         self._chance = ChanceWatch()
         self._seen: set[int] = set()
 
+    @property
+    def wants_labels(self) -> bool:
+        """Whether too little is known about a teacher to tell it from one at chance level."""
+        return any(map(self._chance.wants, self._labels))
+
     def watch(
         self,
         values: dict[str, Tensor],

@@ -200,14 +200,14 @@ class TeacherPanel:
             return mean_logits(answers())
         return mean_probabilities(answers(), temperature, comparison.axis)
 
-    def start_pass(self) -> None:
-        """Forget what was noted of a pass over a batch that ended, or did not complete."""
+    def forget(self) -> None:
+        """Forget what was noted of a batch that ended, or of a pass that did not complete."""
         self._extremes, self._latest = {}, []
-        self._stopwatch.start_batch()
+        self._stopwatch.reset()
 
-    def time_share(self) -> float:
-        """Return the share of the batch's time that went into the teachers, in [0, 1]."""
-        return self._stopwatch.share()
+    def seconds(self) -> float:
+        """Return how long the teachers took in this batch."""
+        return self._stopwatch.seconds()
 
     def all_finite(self) -> Tensor | None:
         """Return whether the latest target's answers were finite; None where all are known to be.
@@ -222,10 +222,11 @@ class TeacherPanel:
         Raises:
             ValueError: Naming the first teacher whose logits held NaN or infinity.
         """
-        if not self._extremes:
+        noted, self._extremes = self._extremes, {}
+        if not noted:
             return
-        values = iter(torch.stack([x for xs in self._extremes.values() for x in xs]).tolist())
-        for label, extremes in self._extremes.items():
+        values = iter(torch.stack([x for xs in noted.values() for x in xs]).tolist())
+        for label, extremes in noted.items():
             if not all(math.isfinite(next(values)) for _ in extremes):
                 remedy = (
                     "or use KLDivergence, which takes on_nonfinite='skip'."
@@ -241,13 +242,14 @@ class TeacherPanel:
     def _note_extremes(self, label: str, *answers: Tensor) -> None:
         """Keep the least and the largest value, both finite where all values are.
 
-        On a CPU a look at them costs less than to keep them.
+        Where the host sees the values, their sum tells almost always that all are finite.
         """
         for answer in answers:
+            if can_be_read(answer) and math.isfinite(answer.sum().item()):
+                continue
             both = (answer if answer.numel() else answer.new_zeros(1)).aminmax()
-            if not (can_be_read(answer) and all(math.isfinite(x.item()) for x in both)):
-                self._extremes.setdefault(label, []).extend(both)
-                self._latest.extend(both)
+            self._extremes.setdefault(label, []).extend(both)
+            self._latest.extend(both)
 
 
 def agree_on_memory(state: State) -> None:

@@ -109,7 +109,7 @@ def _sums(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Stopwatch:
-    """How much of a batch's time goes into what it measures, without synchronising the device.
+    """Adds up the time of what it measures, without synchronising the device.
 
     Args:
         device: Where the work is done: on a GPU its own time counts, else the wall clock's.
@@ -118,20 +118,19 @@ class Stopwatch:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._on_gpu = device.type == "cuda"
-        self._since = time.perf_counter()
         self._seconds = 0.0
         self._events: list[tuple[Any, Any]] = []
 
-    def start_batch(self) -> None:
-        """Begin to count the batch's own time."""
-        self._since, self._seconds, self._events = time.perf_counter(), 0.0, []
+    def reset(self) -> None:
+        """Forget what was measured."""
+        self._seconds, self._events = 0.0, []
 
     def start(self) -> Any:
-        """Begin to count; end with ``stop``."""
+        """Begin to measure; end with ``stop``."""
         return self._mark() if self._on_gpu else time.perf_counter()
 
     def stop(self, start: Any) -> None:
-        """Count what ran since ``start`` returned its value."""
+        """Add what ran since ``start`` returned its value."""
         if self._on_gpu:
             self._events.append((start, self._mark()))
         else:
@@ -142,13 +141,9 @@ class Stopwatch:
         event.record(torch.cuda.current_stream(self._device))
         return event
 
-    def share(self) -> float:
-        """Return the measured share of the time since the batch began, in [0, 1].
-
-        On a GPU call it when the device has finished the batch, as it has at BATCH_END.
-        """
-        on_device = sum(start.elapsed_time(end) for start, end in self._events) / 1000
-        return min(1.0, (self._seconds + on_device) / (time.perf_counter() - self._since))
+    def seconds(self) -> float:
+        """Return what was measured; on a GPU call it when the device has finished the work."""
+        return self._seconds + sum(start.elapsed_time(end) for start, end in self._events) / 1000
 
 
 @torch.no_grad()

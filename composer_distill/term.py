@@ -88,7 +88,13 @@ class DistillationTerm:
         return extract_logits(outputs, "the student")
 
     def compare(
-        self, view: Any, outputs: Any, task: Task | None = None, *, select: bool = True
+        self,
+        view: Any,
+        outputs: Any,
+        task: Task | None = None,
+        *,
+        select: bool = True,
+        with_labels: bool = False,
     ) -> Comparison:
         """Return what of a microbatch's logits is compared.
 
@@ -97,15 +103,18 @@ class DistillationTerm:
             outputs: The student's output.
             task: The student's task, where it is not the one of training.
             select: Whether kept positions may be selected before the teachers answer.
+            with_labels: Whether labels are wanted even where the loss needs none.
         """
         student, axis, task = self.student_logits(outputs), self.class_axis, task or self.task
         mask = kept_positions(self.mask_fn, view, outputs, student, task, axis)
         if mask is not None and not isinstance(self.kd_loss_fn, DistillationLoss):
             axis = -1 if mask.shape == student.shape[:-1] else axis
-        labels = aligned_labels(view, student, task, axis)
+        needs_labels = getattr(self.kd_loss_fn, "needs_labels", False)
+        wants_labels = with_labels or needs_labels
+        labels = aligned_labels(view, student, task, axis) if wants_labels else None
         if isinstance(self.kd_loss_fn, DistillationLoss):
             check_class_axis(view, student, axis)
-        if getattr(self.kd_loss_fn, "needs_labels", False):
+        if needs_labels:
             mask = labelled(mask, labels)
         is_language = isinstance(view, Mapping) and student.ndim == 3
         return Comparison(
@@ -138,7 +147,8 @@ class DistillationTerm:
         """
         if isinstance(self.kd_loss_fn, DistillationLoss):
             self.kd_loss_fn.resolve(state)
-        comparison = self.compare(view, state.outputs)
+        judged = trust_labels and self.observer is not None and self.observer.wants_labels
+        comparison = self.compare(view, state.outputs, with_labels=judged)
         student, axis = comparison.student, comparison.axis
         values: dict[str, Tensor] = {}
         drawn = self.panel.draw(int(state.timestamp.batch))
@@ -148,7 +158,7 @@ class DistillationTerm:
                 values,
                 student,
                 lambda answer: self._distance(student, answer, comparison)[0],
-                comparison.labels if trust_labels else None,
+                comparison.labels if judged else None,
                 axis,
                 alone=len(drawn) == 1,
             )

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from composer.core import Event
+from composer.core import Callback, Event
 from integration.harness import (
     Classifier,
     Spy,
@@ -113,6 +113,29 @@ def test_what_a_pass_that_ran_out_of_memory_answered_is_forgotten():
 
     retried, small = train([Fails(mlp(1), 8)], "auto"), train([mlp(1)], 2)
     assert_same(retried.state.model, small.state.model)
+
+
+@pytest.mark.parametrize("event", [Event.AFTER_BACKWARD, Event.AFTER_TRAIN_BATCH])
+def test_a_batch_that_was_interrupted_leaves_nothing_in_the_next_fit(event):
+    class Stops(Callback):
+        stopped = False
+
+        def run_event(self, now, state, logger):
+            if now == event and not self.stopped:
+                self.stopped = True
+                raise KeyboardInterrupt
+
+    stops, teacher = Stops(), mlp(1)
+    teacher.register_forward_hook(lambda module, args, output: output + 1e3 * (not stops.stopped))
+    term = Distillation(teacher, nn.MSELoss())
+    trainer = trainer_for(Classifier(mlp(0)), term, max_duration="2ba", callbacks=stops)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    trainer.fit()
+    trainer.close()
+    distances = logged(trainer, "loss/train/kd")
+    assert len(distances) == 2
+    assert max(distances) < 1e3
 
 
 @pytest.fixture(params=[True, False], ids=["host reads", "host waits"])

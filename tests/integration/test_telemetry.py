@@ -4,11 +4,13 @@ import logging
 
 import pytest
 import torch
+from composer.core import Event
 from integration.harness import (
     N_CLASSES,
     Classifier,
     Noisy,
     Recorder,
+    Spy,
     assert_same,
     dataset,
     entries_of,
@@ -101,11 +103,32 @@ def test_the_loss_of_a_teacher_that_answers_alone_is_measured_once():
     )
 
 
-def test_the_time_that_teachers_take_is_a_share():
-    trainer = fit(Classifier(mlp(0)), Distillation(mlp(1), KLDivergence()), max_duration="2ep")
-    shares = logged(trainer, "distillation/teacher_time")
-    assert len(shares) == 4
-    assert all(0.0 < share < 1.0 for share in shares)
+class Clock:
+    """Gains ``tick`` seconds at each look."""
+
+    def __init__(self, tick):
+        self.now, self.tick = 0.0, tick
+
+    def perf_counter(self):
+        self.now += self.tick
+        return self.now
+
+
+@pytest.mark.parametrize(("tick", "microbatch"), [(1e-6, 10), (1e-6, 5), (1e3, 10)])
+def test_the_time_that_teachers_take_is_a_share_of_the_batch(tick, microbatch, monkeypatch):
+    monkeypatch.setattr("composer_distill.telemetry.time", Clock(tick))
+    batches = Spy(Event.BATCH_END, lambda state: state.timestamp.batch_wct.total_seconds())
+    trainer = fit(
+        Classifier(mlp(0)),
+        Distillation([mlp(1), mlp(2)], KLDivergence()),
+        max_duration="2ep",
+        callbacks=batches,
+        device_train_microbatch_size=microbatch,
+    )
+    answers = 2 * 10 // microbatch
+    expected = [min(1.0, answers * tick / seconds) for seconds in batches.seen]
+    assert logged(trainer, "distillation/teacher_time") == pytest.approx(expected, rel=1e-4)
+    assert len(expected) == 4
 
 
 def test_telemetry_can_be_turned_off():
