@@ -10,6 +10,7 @@ from torch import Tensor
 
 from composer_distill.losses.precision import can_be_read
 from composer_distill.losses.rows import as_rows
+from composer_distill.losses.softened import SMALL_ENTRIES, Softened, soften_chunk
 
 _log = logging.getLogger(__name__)
 
@@ -49,8 +50,14 @@ def top1_agreement(student: Tensor, teacher: Tensor, axis: int = -1) -> Tensor |
 
 
 def _first_best(logits: Tensor, axis: int) -> Tensor:
-    """Return the class of the largest logit; on a CPU argmax is slow where there are many."""
-    return logits.argmax(axis) if logits.numel() < _FEW else logits.max(axis).indices
+    """Return the class of the largest logit, the first of equal ones.
+
+    torch looks at one value after another on a CPU, NumPy at several at once.
+    """
+    known_to_numpy = type(logits) is Tensor and logits.dtype in (torch.float32, torch.float64)
+    if logits.numel() < _FEW or not (known_to_numpy and can_be_read(logits)):
+        return logits.argmax(axis)
+    return torch.from_numpy(logits.numpy().argmax(axis))
 
 
 def is_classification(logits: Tensor, axis: int = -1) -> bool:
@@ -97,15 +104,28 @@ def divergence_and_entropies(
 
 def _sums(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the sums over a few rows of the KL and of both negative entropies."""
-    log_q, log_p = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
-    q, p = log_q.exp(), log_p.exp()
-    if can_be_read(q):  # most logits are finite, and then nothing is to be filled in
-        kl = (p * (log_p - log_q)).sum()
+    student, teacher = student.float(), teacher.float()
+    if can_be_read(student):  # most logits are finite, and then nothing is to be filled in
+        q, p = _softened(student), _softened(teacher)
+        kl = (p.probs * (p.logits - q.logits)).sum()
+        minus_q, minus_p = (q.probs * q.logits).sum(), (p.probs * p.logits).sum()
+        if isinstance(q.lse, Tensor) and isinstance(p.lse, Tensor):
+            kl = kl + (q.lse - p.lse).sum()
+            minus_q, minus_p = minus_q - q.lse.sum(), minus_p - p.lse.sum()
         if math.isfinite(kl.item()):
-            return kl, (q * log_q).sum(), (p * log_p).sum()
+            return kl, minus_q, minus_p
+    log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)
+    q, p = log_q.exp(), log_p.exp()
     gap = (log_p - log_q).masked_fill_(p == 0, 0.0)  # 0 ln 0 is 0
     log_q, log_p = log_q.clamp(min=_LOWEST), log_p.clamp(min=_LOWEST)
     return (p * gap).sum(), (q * log_q).sum(), (p * log_p).sum()
+
+
+def _softened(logits: Tensor) -> Softened:
+    """Return a softmax and its log-sum-exp; the largest logit of many is 0, to keep all digits."""
+    if logits.numel() > SMALL_ENTRIES:
+        logits = logits - logits.amax(-1, keepdim=True)
+    return soften_chunk(logits, logits.dtype, 1.0, floor=False)
 
 
 class Stopwatch:

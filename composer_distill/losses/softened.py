@@ -12,7 +12,7 @@ from torch import Tensor
 from composer_distill.losses.rows import FLOOR
 
 # Below this the time goes into starting operations.
-_SMALL_ENTRIES = 2**15
+SMALL_ENTRIES = 2**15
 # With fewer classes a softmax costs more than a log-softmax and an exponential.
 _FEW_CLASSES = 64
 
@@ -69,7 +69,7 @@ def soften_chunk(
         scaled = scaled.clamp(min=FLOOR)
     if temperature != 1.0:
         scaled = scaled * (1.0 / temperature)
-    if scaled.shape[-1] <= _FEW_CLASSES or scaled.numel() <= _SMALL_ENTRIES:
+    if scaled.shape[-1] <= _FEW_CLASSES or scaled.numel() <= SMALL_ENTRIES:
         log_probs = scaled.log_softmax(-1)
         return Softened(log_probs, log_probs.exp(), 0.0)
     probs = scaled.softmax(-1)
