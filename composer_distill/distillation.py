@@ -1,6 +1,5 @@
-"""The ``Distillation`` algorithm: the only file that answers Events, writes State or logs."""
+"""The ``Distillation`` algorithm: its arguments, and who its teachers are."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,23 +16,20 @@ from composer_distill.arguments import (
     check_seed,
     describe_call,
 )
-from composer_distill.blending import Contribution
 from composer_distill.evaluation import TeacherEvaluation
+from composer_distill.events import EventHandlers
 from composer_distill.fused_term import FusedTerm
 from composer_distill.logbook import Logbook
 from composer_distill.losses import FusedLinearKL
 from composer_distill.observer import Observer
-from composer_distill.panel import TeacherPanel, agree_on_memory
+from composer_distill.panel import TeacherPanel
 from composer_distill.positions import MaskFn, check_mask_fn
-from composer_distill.schedule import Weight, Window, check_weight, to_time, weight_now
+from composer_distill.schedule import Weight, Window, check_weight, to_time
 from composer_distill.teachers import Teacher
-from composer_distill.teachers.roster import check_apart, check_same, to_teachers
+from composer_distill.teachers.roster import check_same, labels_of, to_teachers
 from composer_distill.teachers.sharding import Sharding
-from composer_distill.teachers.splitting import shallow_copy
 from composer_distill.term import DistillationTerm
 from composer_distill.vocabulary import check_vocab_size
-
-_log = logging.getLogger(__name__)
 
 
 class Distillation(Algorithm):
@@ -149,193 +145,47 @@ class Distillation(Algorithm):
         self.combine = combine
         self.seed = check_seed(seed)
         self.student_output_fn = student_output_fn
-        self.mask_fn = mask_fn
-        self.vocab_size = vocab_size
+        self.mask_fn = check_mask_fn(mask_fn)
+        self.vocab_size = check_vocab_size(vocab_size)
         self.on_nonfinite = on_nonfinite
         self.eval_teachers = eval_teachers
         self.telemetry = telemetry
         self.verify_teachers = verify_teachers
         self.teacher_sharding: Sharding = teacher_sharding
-        self._panel = TeacherPanel(self.teachers, self.n_teachers_to_sample, self.seed, combine)
-        fused = kd_loss_fn if isinstance(kd_loss_fn, FusedLinearKL) else None
-        observer = Observer(self._panel.labels) if telemetry and fused is None else None
-        self._distance = DistillationTerm(
-            self._panel,
-            kd_loss_fn,
-            observer,
-            on_nonfinite == "skip",
-            student_output_fn,
-            check_mask_fn(mask_fn),
-            check_vocab_size(vocab_size),
-        )
-        self._fused = None if fused is None else FusedTerm(self._distance, fused, on_nonfinite)
-        self._book = Logbook(self._panel, observer)
-        self._evaluation = TeacherEvaluation(self._distance)
-        self._inside: bool | None = None  # the window, as of the batch that began last
-        # Known from INIT on
-        self._peers: list[Distillation] = [self]
-        self._identities: list[str] = []
-        self._joins_late = False
-        # Of the current microbatch
-        self._view: Any = None
-        self._contribution = Contribution()
-        self._in_pass = False  # over a batch: begun, and not at its end
         # Composer asks for it at each event of each batch, so it is made once
-        self._text = describe_call(
-            "Distillation",
-            teachers=list(self._panel.labels),
-            kd_loss_fn=kd_loss_fn,
-            kd_loss_weight=kd_loss_weight,
-            org_loss_weight=org_loss_weight,
-            start_dur=self.window.start.to_timestring(),
-            end_dur=self.window.end.to_timestring(),
-            n_teachers_to_sample=self.n_teachers_to_sample,
-            combine=combine,
-            seed=self.seed,
+        self._text = self._described()
+        self._events = self._answering()
+
+    def _answering(self) -> EventHandlers:
+        """Return what answers the events."""
+        panel = TeacherPanel(self.teachers, self.n_teachers_to_sample, self.seed, self.combine)
+        loss = self.kd_loss_fn
+        fused = loss if isinstance(loss, FusedLinearKL) else None
+        observer = Observer(panel.labels) if self.telemetry and fused is None else None
+        distance = DistillationTerm(
+            panel,
+            loss,
+            observer,
+            self.on_nonfinite == "skip",
+            self.student_output_fn,
+            self.mask_fn,
+            self.vocab_size,
         )
-        self._handlers: dict[Event, Callable[[State, Logger], None]] = {
-            Event.INIT: self._prepare,
-            Event.FIT_START: self._check_run,
-            Event.BEFORE_TRAIN_BATCH: self._start_pass,
-            Event.BEFORE_FORWARD: self._listen,
-            Event.AFTER_FORWARD: self._remember_view,
-            Event.AFTER_LOSS: self._distil,
-            Event.BEFORE_BACKWARD: self._join,
-            Event.AFTER_TRAIN_BATCH: self._end_pass,
-            Event.BATCH_END: self._log,
-        }
-        if eval_teachers:
-            self._handlers |= {
-                Event.EVAL_START: self._evaluation.start,
-                Event.EVAL_AFTER_FORWARD: self._evaluation.update,
-                Event.EVAL_END: self._log_evaluation,
-            }
+        term = distance if fused is None else FusedTerm(distance, fused, self.on_nonfinite)
+        evaluation = TeacherEvaluation(distance) if self.eval_teachers else None
+        return EventHandlers(self, term, Logbook(panel, observer), evaluation)
 
     def match(self, event: Event, state: State) -> bool:
         """Return whether ``apply`` has something to do at ``event``."""
-        if event is Event.BEFORE_FORWARD:  # == of these costs more, and comes 13 times a batch
-            return self._fused is not None and self.window.contains(state)
-        if event is Event.AFTER_FORWARD or event is Event.AFTER_LOSS:
-            return self.window.contains(state)
-        if event is Event.BEFORE_BACKWARD:
-            return self._joins_late and self.window.contains(state)
-        if event is Event.BEFORE_TRAIN_BATCH:
-            return self._in_pass or self.window.contains(state) is not self._inside
-        if event is Event.AFTER_TRAIN_BATCH or event is Event.BATCH_END:
-            return self._inside is not False
-        return event in self._handlers
+        return self._events.match(event, state)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Do what ``event`` asks for; Composer calls this where ``match`` says so."""
-        self._handlers[event](state, logger)
-
-    def _prepare(self, state: State, logger: Logger) -> None:
-        """INIT: check the teachers against the student, freeze them, move them."""
-        check_apart(self.teachers, state.model, state.optimizers or ())
-        self._identities = [teacher.identity() for teacher in self.teachers]
-        self._distance.prepare(state.model)
-        if self._fused is not None:
-            self._fused.prepare(state)
-        self._panel.prepare(state, self.teacher_sharding)
-        if isinstance(self.kd_loss_fn, nn.Module):
-            state.device.module_to_device(self.kd_loss_fn)
-        self._peers = [peer for peer in state.algorithms if isinstance(peer, Distillation)]
-        self._book.position = self._peers.index(self)
-        # MixUp and CutMix may re-blend the loss at BEFORE_BACKWARD: then the term joins after them
-        self._joins_late = any(getattr(a, "interpolate_loss", False) for a in state.algorithms)
-        if self._joins_late:
-            state.algorithms.sort(key=lambda algorithm: isinstance(algorithm, Distillation))
-
-    def _check_run(self, state: State, logger: Logger) -> None:
-        """FIT_START: check what is known only now, and begin with nothing noted."""
-        check_apart(self.teachers, state.model, state.optimizers or ())
-        self.window.check(state)
-        self._book.forget()  # a fit that was interrupted in a batch may have left something
-        self._panel.forget()
-        if self.window.is_idle(state):
-            _log.warning(
-                "%s will not act in this training: start_dur lies at or behind its end_dur or the "
-                "end of training. Give an earlier start_dur.",
-                self,
-            )
-
-    def _start_pass(self, state: State, logger: Logger) -> None:
-        """BEFORE_TRAIN_BATCH: the window opens or closes, or a pass cut off begins anew."""
-        self._book.start_pass()
-        self._panel.forget()
-        self._view, self._contribution, self._in_pass = None, Contribution(), False
-        inside = self.window.contains(state)
-        if inside != bool(self._inside):
-            verb = "begins to act" if inside else "no longer acts"
-            _log.info("%s %s at batch %d", self, verb, int(state.timestamp.batch))
-        self._inside = inside
-        if inside:
-            self._panel.settle()
-        elif not self.eval_teachers and self.window.is_over(state):
-            self._panel.leave()
-
-    def _listen(self, state: State, logger: Logger) -> None:
-        """BEFORE_FORWARD: the fused loss needs the student's hidden states."""
-        self._in_pass = True
-        if self._fused is not None:
-            self._fused.start_forward()
-
-    def _remember_view(self, state: State, logger: Logger) -> None:
-        """AFTER_FORWARD: keep the view that the student saw, before labels are smoothed."""
-        if self._fused is not None:
-            self._fused.end_forward()
-        self._in_pass, self._view = True, shallow_copy(state.batch)
-        self._contribution = Contribution()
-
-    def _distil(self, state: State, logger: Logger) -> None:
-        """AFTER_LOSS: run the teachers, and join their term unless the loss is yet to be mixed."""
-        ours = self._contribution
-        ours.org_weight = weight_now(self.org_loss_weight, state, "org_loss_weight")
-        kd_weight = weight_now(self.kd_loss_weight, state, "kd_loss_weight")
-        self._book.note_weights(kd_weight, ours.org_weight)
-        if kd_weight > 0.0:
-            view = shallow_copy(state.batch) if self._view is None else self._view
-            trust_labels = ours.org_weight > 0.0  # else they may be placeholders
-            term = self._distance if self._fused is None else self._fused
-            distance, ours.values, ours.count = term.measure(state, view, trust_labels=trust_labels)
-            agree_on_memory(state)
-            ours.term, self._view = distance * kd_weight, None
-        if not self._joins_late:
-            self._join(state, logger)
-
-    def _join(self, state: State, logger: Logger) -> None:
-        """AFTER_LOSS or BEFORE_BACKWARD: blend the term into the loss that Composer trains."""
-        ours = self._contribution
-        state.loss = ours.join(state.loss, [peer._contribution for peer in self._peers])
-        if ours.term is not None and ours.task is not None:
-            values = ours.values | {"loss/train/org": ours.task}
-            self._book.note_on_backward(ours.term, values, ours.count, state)
-
-    def _end_pass(self, state: State, logger: Logger) -> None:
-        """AFTER_TRAIN_BATCH: stop on a broken teacher before the optimizer's step."""
-        if self.on_nonfinite == "raise":
-            self._panel.check_finite(int(state.timestamp.batch))
-        self._book.complete_pass()
-        # So that nothing outlives the batch, and the algorithm can be copied
-        self._view, self._contribution, self._in_pass = None, Contribution(), False
-        if self._fused is not None:
-            self._fused.forget()
-
-    def _log(self, state: State, logger: Logger) -> None:
-        """BATCH_END: log one value a batch, the same on every rank."""
-        metrics = self._book.take(state)
-        self._panel.forget()
-        if metrics:
-            step = int(state.previous_timestamp.batch) if state.previous_timestamp else None
-            logger.log_metrics(metrics, step=step)
-
-    def _log_evaluation(self, state: State, logger: Logger) -> None:
-        """EVAL_END: log the values of an evaluation set."""
-        logger.log_metrics(self._book.named(self._evaluation.finish(state)))
+        self._events.apply(event, state, logger)
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain types that tell who the teachers are, for a resumed run to compare."""
-        identities = {str(i): peer._identities for i, peer in enumerate(self._peers)}
+        identities = {str(i): peer.identities for i, peer in enumerate(self._events.peers)}
         return {**super().state_dict(), "teachers": identities}
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
@@ -345,10 +195,24 @@ class Distillation(Algorithm):
             ValueError: If they differ and ``verify_teachers`` is set.
         """
         # Composer hands every instance the state of the last one: each finds itself by position
-        saved = state.get("teachers", {}).get(str(self._peers.index(self)))
+        saved = state.get("teachers", {}).get(str(self._events.position))
         if self.verify_teachers and saved is not None:
-            check_same(saved, self._identities)
+            check_same(saved, self._events.identities)
 
     def __repr__(self) -> str:
         """Describe the arguments, without memory addresses."""
         return self._text
+
+    def _described(self) -> str:
+        return describe_call(
+            "Distillation",
+            teachers=list(labels_of(self.teachers)),
+            kd_loss_fn=self.kd_loss_fn,
+            kd_loss_weight=self.kd_loss_weight,
+            org_loss_weight=self.org_loss_weight,
+            start_dur=self.window.start.to_timestring(),
+            end_dur=self.window.end.to_timestring(),
+            n_teachers_to_sample=self.n_teachers_to_sample,
+            combine=self.combine,
+            seed=self.seed,
+        )

@@ -51,16 +51,19 @@ class FusedTerm:
                 "on_nonfinite='skip' replaces a teacher's logits, which FusedLinearKL never has. "
                 "Use on_nonfinite='raise' or KLDivergence."
             )
+        self.panel = panel
         self._term = term
         self._loss = loss
         self._student: HeadRecorder | None = None
 
     def prepare(self, state: State) -> None:
-        """Find the student's output embedding, at INIT.
+        """Find the student's output embedding, and do what any term does at INIT.
 
         Raises:
-            ValueError: If it has none, or its weights are cut over the ranks.
+            ValueError: If it has none, or its weights are cut over the ranks, or a teacher's
+                tokenizer is another one.
         """
+        self._term.prepare(state)
         if state.fsdp_config is not None:
             raise ValueError(
                 "FusedLinearKL reads the weight of the student's output embedding, which FSDP cuts "
@@ -96,7 +99,7 @@ class FusedTerm:
         Raises:
             ValueError: If student or teacher has no head to be read, or their sizes differ.
         """
-        term, panel = self._term, self._term.panel
+        term, panel = self._term, self.panel
         self._loss.resolve(state)
         logits = term.student_logits(state.outputs)
         mask = kept_positions(term.mask_fn, view, state.outputs, logits, term.task)

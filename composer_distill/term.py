@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from composer.core import State
-from torch import Tensor, nn
+from torch import Tensor
 
 from composer_distill.comparison import Comparison, labelled, selects_positions
 from composer_distill.losses import DistillationLoss
@@ -51,14 +51,14 @@ class DistillationTerm:
         self.task = Task()
         self._tokens: int | None = None
 
-    def prepare(self, student: nn.Module) -> None:
+    def prepare(self, state: State) -> None:
         """Read the student's task, and compare its tokenizer with the teachers' at INIT.
 
         Raises:
             ValueError: If a teacher's tokenizer is another one.
         """
-        self.task = task_of(student)
-        tokenizer = tokenizer_of(student)
+        self.task = task_of(state.model)
+        tokenizer = tokenizer_of(state.model)
         for teacher, label in zip(self.panel.teachers, self.panel.labels, strict=True):
             other = tokenizer_of(teacher.model)
             reads_alike = teacher.input_fn is None and teacher.output_fn is None

@@ -52,11 +52,11 @@ def test_teachers_leave_the_device_when_the_window_is_over(moves, batch, eval_te
         end_dur="5ba",
         eval_teachers=eval_teachers,
     )
-    on_gpu(algorithm._panel)
+    on_gpu(algorithm._events._panel)
     state = SimpleNamespace(
         timestamp=Timestamp(batch=batch), max_duration=Time(10, "ba"), dataloader_len=None
     )
-    algorithm._start_pass(state, None)
+    algorithm._events._start_pass(state, None)
     assert moves == expected
 
 

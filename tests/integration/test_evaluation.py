@@ -182,5 +182,5 @@ def test_an_evaluation_leaves_nothing_behind(monkeypatch):
     monkeypatch.setattr("composer_distill.panel.can_be_read", lambda tensor: False)
     term = Distillation(mlp(1), KLDivergence(2.0), eval_teachers=True)
     evaluated(Classifier(mlp(0)), [term])
-    assert not term._panel._extremes
-    assert not term._panel._latest
+    assert not term._events._panel._extremes
+    assert not term._events._panel._latest
