@@ -243,7 +243,9 @@ def select_positions(tensor: Tensor, mask: Tensor, axis: int = -1) -> Tensor:
         - mask: ``(...)``.
         - result: ``(K, C)``, with K the number of kept positions; K may be 0.
     """
-    return tensor.movedim(axis, -1)[mask]
+    # The gradient of tensor[mask] takes several times as long as that of whole rows
+    rows = tensor.movedim(axis, -1).reshape(-1, tensor.shape[axis])
+    return rows.index_select(0, mask.reshape(-1).nonzero().squeeze(1))
 
 
 def _labels(batch: Any) -> Tensor | None:

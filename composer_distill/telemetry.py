@@ -107,8 +107,8 @@ def _sums(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     student, teacher = student.float(), teacher.float()
     if can_be_read(student):  # most logits are finite, and then nothing is to be filled in
         q, p = _softened(student), _softened(teacher)
-        kl = (p.probs * (p.logits - q.logits)).sum()
         minus_q, minus_p = (q.probs * q.logits).sum(), (p.probs * p.logits).sum()
+        kl = p.probs.mul_(p.logits.sub_(q.logits)).sum()
         if isinstance(q.lse, Tensor) and isinstance(p.lse, Tensor):
             kl = kl + (q.lse - p.lse).sum()
             minus_q, minus_p = minus_q - q.lse.sum(), minus_p - p.lse.sum()
