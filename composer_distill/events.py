@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from composer.core import Algorithm, Event, State
@@ -24,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class Settings(Protocol):
-    """What of ``Distillation`` is read at each use, so that it may change while a run goes on."""
+    """What of ``Distillation`` is read here; weights and window may change while a run goes on."""
 
     teachers: tuple[Teacher, ...]
     kd_loss_fn: Any
@@ -57,7 +58,7 @@ class EventHandlers:
         self._panel = term.panel
         self._fused = term if isinstance(term, FusedTerm) else None
         self._book = book
-        self._evaluation = evaluation
+        self._evaluates = evaluation is not None
         self._inside: bool | None = None  # the window, as of the batch that began last
         # Known from INIT on
         self.peers: list[EventHandlers] = [self]
@@ -66,7 +67,7 @@ class EventHandlers:
         # Of the current microbatch
         self._view: Any = None
         self._contribution = Contribution()
-        self._in_pass = False  # over a batch: begun, and not at its end
+        self._is_open = False  # from its forward until its batch has been passed over
         self._handlers: dict[Event, Callable[[State, Logger], None]] = {
             Event.INIT: self._prepare,
             Event.FIT_START: self._check_run,
@@ -82,7 +83,7 @@ class EventHandlers:
             self._handlers |= {
                 Event.EVAL_START: evaluation.start,
                 Event.EVAL_AFTER_FORWARD: evaluation.update,
-                Event.EVAL_END: self._log_evaluation,
+                Event.EVAL_END: partial(self._log_evaluation, evaluation),
             }
 
     def match(self, event: Event, state: State) -> bool:
@@ -95,7 +96,7 @@ class EventHandlers:
         if event is Event.BEFORE_BACKWARD:
             return self._joins_late and window.contains(state)
         if event is Event.BEFORE_TRAIN_BATCH:
-            return self._in_pass or window.contains(state) is not self._inside
+            return self._is_open or window.contains(state) is not self._inside
         if event is Event.AFTER_TRAIN_BATCH or event is Event.BATCH_END:
             return self._inside is not False
         return event in self._handlers
@@ -118,6 +119,7 @@ class EventHandlers:
         self._panel.prepare(state, settings.teacher_sharding)
         if isinstance(settings.kd_loss_fn, nn.Module):
             state.device.module_to_device(settings.kd_loss_fn)
+        self._inside = None
         found = [_handlers_of(algorithm) for algorithm in state.algorithms]
         self.peers = [handlers for handlers in found if handlers is not None]
         self._book.position = self.position
@@ -132,6 +134,7 @@ class EventHandlers:
         check_apart(settings.teachers, state.model, state.optimizers or ())
         settings.window.check(state)
         self._book.forget()  # a fit that was interrupted in a batch may have left something
+        self._forget_microbatch()
         self._panel.forget()
         if settings.window.is_idle(state):
             _log.warning(
@@ -143,8 +146,8 @@ class EventHandlers:
     def _start_pass(self, state: State, logger: Logger) -> None:
         """BEFORE_TRAIN_BATCH: the window opens or closes, or a pass cut off begins anew."""
         self._book.start_pass()
+        self._forget_microbatch()
         self._panel.forget()
-        self._view, self._contribution, self._in_pass = None, Contribution(), False
         window = self._settings.window
         inside = window.contains(state)
         if inside != bool(self._inside):
@@ -153,12 +156,12 @@ class EventHandlers:
         self._inside = inside
         if inside:
             self._panel.settle()
-        elif self._evaluation is None and window.is_over(state):
+        elif not self._evaluates and window.is_over(state):
             self._panel.leave()
 
     def _listen(self, state: State, logger: Logger) -> None:
         """BEFORE_FORWARD: the fused loss needs the student's hidden states."""
-        self._in_pass = True
+        self._is_open = True
         if self._fused is not None:
             self._fused.start_forward()
 
@@ -166,7 +169,7 @@ class EventHandlers:
         """AFTER_FORWARD: keep the view that the student saw, before labels are smoothed."""
         if self._fused is not None:
             self._fused.end_forward()
-        self._in_pass, self._view = True, shallow_copy(state.batch)
+        self._is_open, self._view = True, shallow_copy(state.batch)
         self._contribution = Contribution()
 
     def _distil(self, state: State, logger: Logger) -> None:
@@ -198,8 +201,11 @@ class EventHandlers:
         if self._settings.on_nonfinite == "raise":
             self._panel.check_finite(int(state.timestamp.batch))
         self._book.complete_pass()
-        # So that nothing outlives the batch, and the algorithm can be copied
-        self._view, self._contribution, self._in_pass = None, Contribution(), False
+        self._forget_microbatch()
+
+    def _forget_microbatch(self) -> None:
+        """Keep nothing of the last microbatch: no tensor outlives it, and copies can be made."""
+        self._view, self._contribution, self._is_open = None, Contribution(), False
         if self._fused is not None:
             self._fused.forget()
 
@@ -211,10 +217,9 @@ class EventHandlers:
             step = int(state.previous_timestamp.batch) if state.previous_timestamp else None
             logger.log_metrics(metrics, step=step)
 
-    def _log_evaluation(self, state: State, logger: Logger) -> None:
+    def _log_evaluation(self, evaluation: TeacherEvaluation, state: State, logger: Logger) -> None:
         """EVAL_END: log the values of an evaluation set."""
-        if self._evaluation is not None:
-            logger.log_metrics(self._book.named(self._evaluation.finish(state)))
+        logger.log_metrics(self._book.named(evaluation.finish(state)))
 
 
 def _handlers_of(algorithm: Algorithm) -> EventHandlers | None:

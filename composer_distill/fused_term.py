@@ -82,8 +82,9 @@ class FusedTerm:
             self._student.__exit__()
 
     def forget(self) -> None:
-        """AFTER_TRAIN_BATCH: keep nothing of a microbatch that was not measured."""
+        """Listen no more, and keep nothing of a microbatch that was not measured."""
         if self._student is not None:
+            self._student.__exit__()
             self._student.forget()
 
     def measure(

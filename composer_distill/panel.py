@@ -242,7 +242,8 @@ class TeacherPanel:
     def _note_extremes(self, label: str, *answers: Tensor) -> None:
         """Keep the least and the largest value, both finite where all values are.
 
-        Where the host sees the values, their sum tells almost always that all are finite.
+        Where the host sees the values it first looks at their sum, which is finite only if they
+        are, though it may be infinite besides.
         """
         for answer in answers:
             if can_be_read(answer) and math.isfinite(answer.sum().item()):

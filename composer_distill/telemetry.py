@@ -10,14 +10,14 @@ from torch import Tensor
 
 from composer_distill.losses.precision import can_be_read
 from composer_distill.losses.rows import as_rows
-from composer_distill.losses.softened import SMALL_ENTRIES, Softened, soften_chunk
+from composer_distill.losses.softened import soften_chunk
 
 _log = logging.getLogger(__name__)
 
 _CHUNK_ELEMENTS = 1 << 18  # fits in a core's cache at float32
 _LOWEST = torch.finfo(torch.float32).min  # a finite ln 0: 0 times it is 0
 _CHANCE_BATCHES = 5
-_FEW = 1 << 14  # entries, below which argmax is the faster
+_FEW = 1 << 14  # entries, below which torch's argmax is the fastest
 _LOOKED_AT = 64  # rows
 _CHANCE_RATIO = 0.98  # of ln(classes); the rest is sampling noise
 
@@ -52,12 +52,16 @@ def top1_agreement(student: Tensor, teacher: Tensor, axis: int = -1) -> Tensor |
 def _first_best(logits: Tensor, axis: int) -> Tensor:
     """Return the class of the largest logit, the first of equal ones.
 
-    torch looks at one value after another on a CPU, NumPy at several at once.
+    On a CPU torch looks at one value after another, NumPy at several at once where they lie side by
+    side; elsewhere it would copy all of them.
     """
-    known_to_numpy = type(logits) is Tensor and logits.dtype in (torch.float32, torch.float64)
-    if logits.numel() < _FEW or not (known_to_numpy and can_be_read(logits)):
+    if logits.numel() < _FEW:
         return logits.argmax(axis)
-    return torch.from_numpy(logits.numpy().argmax(axis))
+    side_by_side = axis % logits.ndim == logits.ndim - 1 and logits.is_contiguous()
+    known_to_numpy = type(logits) is Tensor and logits.dtype in (torch.float32, torch.float64)
+    if side_by_side and known_to_numpy and can_be_read(logits):
+        return torch.from_numpy(logits.numpy().argmax(-1))
+    return logits.max(axis).indices
 
 
 def is_classification(logits: Tensor, axis: int = -1) -> bool:
@@ -106,7 +110,10 @@ def _sums(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the sums over a few rows of the KL and of both negative entropies."""
     student, teacher = student.float(), teacher.float()
     if can_be_read(student):  # most logits are finite, and then nothing is to be filled in
-        q, p = _softened(student), _softened(teacher)
+        q, p = (
+            soften_chunk(logits, logits.dtype, 1.0, floor=False, shift=True)
+            for logits in (student, teacher)
+        )
         minus_q, minus_p = (q.probs * q.logits).sum(), (p.probs * p.logits).sum()
         kl = p.probs.mul_(p.logits.sub_(q.logits)).sum()
         if isinstance(q.lse, Tensor) and isinstance(p.lse, Tensor):
@@ -119,13 +126,6 @@ def _sums(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     gap = (log_p - log_q).masked_fill_(p == 0, 0.0)  # 0 ln 0 is 0
     log_q, log_p = log_q.clamp(min=_LOWEST), log_p.clamp(min=_LOWEST)
     return (p * gap).sum(), (q * log_q).sum(), (p * log_p).sum()
-
-
-def _softened(logits: Tensor) -> Softened:
-    """Return a softmax and its log-sum-exp; the largest logit of many is 0, to keep all digits."""
-    if logits.numel() > SMALL_ENTRIES:
-        logits = logits - logits.amax(-1, keepdim=True)
-    return soften_chunk(logits, logits.dtype, 1.0, floor=False)
 
 
 class Stopwatch:

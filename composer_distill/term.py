@@ -207,7 +207,8 @@ class DistillationTerm:
                     "but the batch holds none: they are its second element or its 'labels'. "
                     "Use a loss without labels, such as KLDivergence."
                 )
-            parts = loss.parts(student, teacher, mask=comparison.mask, labels=comparison.labels)
+            labels = comparison.labels if loss.needs_labels else None
+            parts = loss.parts(student, teacher, mask=comparison.mask, labels=labels)
             distance = _scalar(loss.combine(parts))
             named = parts if len(parts) > 1 else {}
             return distance, {name: _scalar(part) for name, part in named.items()}

@@ -12,7 +12,7 @@ from torch import Tensor
 from composer_distill.losses.rows import FLOOR
 
 # Below this the time goes into starting operations.
-SMALL_ENTRIES = 2**15
+_SMALL_ENTRIES = 2**15
 # With fewer classes a softmax costs more than a log-softmax and an exponential.
 _FEW_CLASSES = 64
 
@@ -54,7 +54,7 @@ def soften(logits: Tensor, temperature: float) -> Softened:
 
 
 def soften_chunk(
-    logits: Tensor, dtype: torch.dtype, temperature: float, *, floor: bool
+    logits: Tensor, dtype: torch.dtype, temperature: float, *, floor: bool, shift: bool = False
 ) -> Softened:
     """Return what :func:`soften` does, without a graph and in as little time as the size allows.
 
@@ -63,19 +63,23 @@ def soften_chunk(
         dtype: The type to compute in.
         temperature: Divides the logits.
         floor: Whether to keep classes at minus infinity finite, which costs a pass.
+        shift: Whether the digits of a small entropy are wanted, which may cost a pass: then each
+            row's largest logit becomes 0.
     """
     scaled = logits.to(dtype)
     if floor:
         scaled = scaled.clamp(min=FLOOR)
     if temperature != 1.0:
         scaled = scaled * (1.0 / temperature)
-    if scaled.shape[-1] <= _FEW_CLASSES or scaled.numel() <= SMALL_ENTRIES:
+    if scaled.shape[-1] <= _FEW_CLASSES or scaled.numel() <= _SMALL_ENTRIES:
         log_probs = scaled.log_softmax(-1)
         return Softened(log_probs, log_probs.exp(), 0.0)
-    probs = scaled.softmax(-1)
-    # The largest probability is exp(0) / Z, so this is max + log Z without another exponential.
-    lse = scaled.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log()
-    return Softened(scaled, probs, lse)
+    probs, largest = scaled.softmax(-1), scaled.amax(-1, keepdim=True)
+    # The largest probability is exp(0) / Z, so that this needs no other exponential.
+    log_z = probs.amax(-1, keepdim=True).log().neg_()
+    if shift:
+        return Softened(scaled - largest, probs, log_z)
+    return Softened(scaled, probs, largest + log_z)
 
 
 def log_ratio(student: Softened, teacher: Softened) -> Tensor:

@@ -1,5 +1,6 @@
 """What fails, fails early and by name; what Composer retries comes out exact."""
 
+import copy
 import math
 
 import pytest
@@ -128,7 +129,8 @@ def test_a_batch_that_was_interrupted_leaves_nothing_in_the_next_fit(event):
     stops, teacher = Stops(), mlp(1)
     teacher.register_forward_hook(lambda module, args, output: output + 1e3 * (not stops.stopped))
     term = Distillation(teacher, nn.MSELoss())
-    trainer = trainer_for(Classifier(mlp(0)), term, max_duration="2ba", callbacks=stops)
+    copies = Spy(Event.FIT_START, lambda state: copy.deepcopy(term))  # no graph is left in it
+    trainer = trainer_for(Classifier(mlp(0)), term, max_duration="2ba", callbacks=[stops, copies])
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
     trainer.fit()

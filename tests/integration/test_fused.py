@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from composer import Trainer
+from composer.core import Callback, Event
 from torch import nn
 
 from composer_distill import Distillation, KLDivergence, Teacher, loss_positions
@@ -168,6 +169,34 @@ def test_a_teachers_nan_stops_the_run():
     told = "teacher 0 .*hold NaN or infinity at batch 0.*use KLDivergence, which takes on_nonfinite"
     with pytest.raises(ValueError, match=told):
         fit(student, teacher, data, FusedLinearKL())
+
+
+def test_a_forward_that_was_interrupted_leaves_no_hook():
+    class Stops(Callback):
+        def run_event(self, event, state, logger):
+            if event == Event.BEFORE_FORWARD and not hooks:
+                hooks.append(len(head._forward_pre_hooks))
+                raise KeyboardInterrupt
+            if event == Event.FIT_START and hooks:
+                hooks.append(len(head._forward_pre_hooks))
+
+    hooks = []
+    student, teacher = language.model("causal", 1), language.model("causal", 2)
+    head = student.model.lm_head
+    trainer = Trainer(
+        model=student,
+        train_dataloader=language.loader(language.batches("causal")),
+        max_duration="1ba",
+        optimizers=torch.optim.SGD(student.parameters(), lr=0.05),
+        algorithms=Distillation(teacher, FusedLinearKL()),
+        callbacks=Stops(),
+        progress_bar=False,
+    )
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    trainer.fit()
+    trainer.close()
+    assert hooks == [1, 0]
 
 
 def test_nothing_outlives_a_batch_whose_weight_is_zero():

@@ -24,6 +24,7 @@ from integration.harness import (
 from torch import nn
 
 from composer_distill import Distillation, KLDivergence, Teacher
+from composer_distill.losses import DistillationLoss
 from composer_distill.sampling import sample_teachers
 
 TOLD = {
@@ -144,6 +145,22 @@ def test_telemetry_can_be_turned_off():
         "distillation/kd_loss_weight",
         "distillation/org_loss_weight",
     }
+
+
+@pytest.mark.parametrize("telemetry", [True, False])
+@pytest.mark.parametrize("needs", [True, False])
+def test_a_loss_gets_labels_where_it_needs_them_and_only_there(telemetry, needs):
+    class Labelled(DistillationLoss):
+        needs_labels = needs
+
+        def compute(self, student, teacher, mask, labels):
+            seen.append(labels is not None)
+            return (student - teacher).square().mean()
+
+    seen = []
+    term = Distillation(mlp(1), Labelled(), telemetry=telemetry)
+    fit(Classifier(mlp(0)), term, max_duration="8ba")  # more than it takes to judge a teacher
+    assert seen == [needs] * 8
 
 
 def noisy_distance(student, teacher):
