@@ -14,7 +14,7 @@ from composer_distill.losses.softened import soften_chunk
 
 _log = logging.getLogger(__name__)
 
-_CHUNK_ELEMENTS = 1 << 18  # fits in a core's cache at float32
+_CHUNK_ELEMENTS = 1 << 17  # fits in a core's cache at float32
 _LOWEST = torch.finfo(torch.float32).min  # a finite ln 0: 0 times it is 0
 _CHANCE_BATCHES = 5
 _FEW = 1 << 14  # entries, below which torch's argmax is the fastest
