@@ -37,8 +37,7 @@ class DistillationLoss(nn.Module):
 
     Attributes:
         name: The class's name in snake case, such as ``kl_divergence``, unless it sets another.
-        needs_labels: Whether the loss must be called with ``labels``. A Trainer gives them to no
-            other loss.
+        needs_labels: Whether the loss is called with ``labels``, which in a Trainer no other is.
         dim: The class axis.
         reduction: How positions become a scalar.
     """
