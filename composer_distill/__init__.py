@@ -2,8 +2,8 @@
 
 from composer_distill.distillation import Distillation
 from composer_distill.losses import KLDivergence
-from composer_distill.positions import all_positions, attended_positions, loss_positions
 from composer_distill.teachers import Teacher
+from composer_distill.terms.positions import all_positions, attended_positions, loss_positions
 
 __all__ = [
     "Distillation",

@@ -64,7 +64,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 def _inspect(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
-    from composer_distill.teachers.inspection import REFUSED, describe
+    from composer_distill.weights.inspection import REFUSED, describe
 
     try:
         text = describe(options.source)

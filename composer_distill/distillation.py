@@ -8,7 +8,17 @@ from composer.core import Algorithm, Event, State, Time
 from composer.loggers import Logger
 from torch import Tensor, nn
 
-from composer_distill.arguments import (
+from composer_distill.losses import FusedLinearKL
+from composer_distill.teachers import Teacher
+from composer_distill.teachers.roster import check_same, labels_of, to_teachers
+from composer_distill.teachers.sharding import Sharding
+from composer_distill.telemetry.observer import Observer
+from composer_distill.terms.fused import FusedTerm
+from composer_distill.terms.logits import DistillationTerm
+from composer_distill.terms.panel import TeacherPanel
+from composer_distill.terms.positions import MaskFn, check_mask_fn
+from composer_distill.terms.vocabulary import check_vocab_size
+from composer_distill.training.arguments import (
     check_choice,
     check_loss,
     check_not_all_zero,
@@ -16,20 +26,10 @@ from composer_distill.arguments import (
     check_seed,
     describe_call,
 )
-from composer_distill.evaluation import TeacherEvaluation
-from composer_distill.events import EventHandlers
-from composer_distill.fused_term import FusedTerm
-from composer_distill.logbook import Logbook
-from composer_distill.losses import FusedLinearKL
-from composer_distill.observer import Observer
-from composer_distill.panel import TeacherPanel
-from composer_distill.positions import MaskFn, check_mask_fn
-from composer_distill.schedule import Weight, Window, check_weight, to_time
-from composer_distill.teachers import Teacher
-from composer_distill.teachers.roster import check_same, labels_of, to_teachers
-from composer_distill.teachers.sharding import Sharding
-from composer_distill.term import DistillationTerm
-from composer_distill.vocabulary import check_vocab_size
+from composer_distill.training.evaluation import TeacherEvaluation
+from composer_distill.training.events import EventHandlers
+from composer_distill.training.logbook import Logbook
+from composer_distill.training.schedule import Weight, Window, check_weight, to_time
 
 
 class Distillation(Algorithm):

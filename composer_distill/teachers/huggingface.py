@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from composer_distill.teachers.checkpoint import named_errors, open_source
 from composer_distill.teachers.streams import untouched_streams
+from composer_distill.weights.checkpoint import named_errors, open_source
 
 if TYPE_CHECKING:
     from transformers.configuration_utils import PretrainedConfig

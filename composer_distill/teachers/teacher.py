@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from composer_distill.teachers.checkpoint import load_weights
-from composer_distill.teachers.fingerprint import fingerprint
 from composer_distill.teachers.huggingface import build_from_composer, build_pretrained
 from composer_distill.teachers.placement import on_device, pin
 from composer_distill.teachers.splitting import map_tensors, shallow_copy, split
 from composer_distill.teachers.streams import untouched_streams
+from composer_distill.weights.checkpoint import load_weights
+from composer_distill.weights.fingerprint import fingerprint
 
 log = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from composer_distill import Distillation, KLDivergence, loss_positions
 from composer_distill.losses import ReverseKLDivergence, TopKKL
-from composer_distill.positions import MaskFn
+from composer_distill.terms.positions import MaskFn
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

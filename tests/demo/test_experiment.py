@@ -17,7 +17,7 @@ from composer_distill.demo.experiment import (
 from composer_distill.demo.models import build_teacher
 from composer_distill.demo.scores import answer
 from composer_distill.demo.settings import Settings
-from composer_distill.teachers.checkpoint import load_weights
+from composer_distill.weights.checkpoint import load_weights
 
 TINY = Settings(seeds=1, teacher_steps=6, steps=20, few_steps=4, points=2)
 

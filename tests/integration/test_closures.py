@@ -21,7 +21,7 @@ from integration.harness import (
 from torch.nn import functional as F
 
 from composer_distill import Distillation, KLDivergence
-from composer_distill.sampling import sample_teachers
+from composer_distill.terms.sampling import sample_teachers
 
 pytestmark = pytest.mark.filterwarnings("ignore:SAM has known issues")
 RHO = 0.05

@@ -19,7 +19,8 @@ from integration.harness import (
 )
 from torch.nn import functional as F
 
-from composer_distill import Distillation, KLDivergence, logbook
+from composer_distill import Distillation, KLDivergence
+from composer_distill.training import logbook
 
 EXACT = {"rel": 1e-5, "abs": 1e-7}
 ALWAYS = {

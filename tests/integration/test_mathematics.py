@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from composer_distill import Distillation, KLDivergence, Teacher
-from composer_distill.sampling import sample_teachers
+from composer_distill.terms.sampling import sample_teachers
 
 
 def square(logits):

@@ -11,7 +11,7 @@ import torch
 from integration.harness import batch_norm_mlp
 from integration.workers import evaluating, memory, ranks
 
-from composer_distill.sampling import sample_teachers
+from composer_distill.terms.sampling import sample_teachers
 
 TESTS = Path(__file__).parents[1]
 TIMEOUT = 600  # seconds; a hang fails instead of stopping the suite

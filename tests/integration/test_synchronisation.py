@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from composer_distill import Distillation, KLDivergence
-from composer_distill.meters import BatchMeter
+from composer_distill.training.meters import BatchMeter
 
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal")
 READING = ("tolist", "numpy", "cpu")
@@ -57,7 +57,7 @@ def watched(noted):
 def waits(monkeypatch):
     """Return the waits of a run's microbatches, and the events that were watched."""
     # As on a GPU: there the kernel reads no value, which on a CPU is there for the taking
-    for module in ("losses.kernel", "panel", "telemetry"):
+    for module in ("losses.kernel", "terms.panel", "telemetry.values"):
         monkeypatch.setattr(f"composer_distill.{module}.can_be_read", lambda tensor: False)
     noted, events = [], Counter()
     apply, add = Distillation.apply, BatchMeter.add

@@ -25,7 +25,7 @@ from torch import nn
 
 from composer_distill import Distillation, KLDivergence, Teacher
 from composer_distill.losses import DistillationLoss
-from composer_distill.sampling import sample_teachers
+from composer_distill.terms.sampling import sample_teachers
 
 TOLD = {
     "distillation/kl",
@@ -117,7 +117,7 @@ class Clock:
 
 @pytest.mark.parametrize(("tick", "microbatch"), [(1e-6, 10), (1e-6, 5), (1e3, 10)])
 def test_the_time_that_teachers_take_is_a_share_of_the_batch(tick, microbatch, monkeypatch):
-    monkeypatch.setattr("composer_distill.telemetry.time", Clock(tick))
+    monkeypatch.setattr("composer_distill.teachers.stopwatch.time", Clock(tick))
     batches = Spy(Event.BATCH_END, lambda state: state.timestamp.batch_wct.total_seconds())
     trainer = fit(
         Classifier(mlp(0)),

@@ -1,0 +1,1 @@
+"""The distillation term of a microbatch: what of student and teachers is compared."""

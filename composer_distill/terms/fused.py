@@ -1,0 +1,177 @@
+"""The distillation term from hidden states and output embeddings, where no logits are compared."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from composer.core import State
+from torch import Tensor
+
+from composer_distill.losses import FusedLinearKL
+from composer_distill.teachers.heads import Head, HeadRecorder
+from composer_distill.terms.logits import DistillationTerm
+from composer_distill.terms.outputs import check_shapes
+from composer_distill.terms.positions import kept_positions
+from composer_distill.terms.vocabulary import cut_vocabulary
+
+
+class FusedTerm:
+    """Measures the student's distance from its teachers without the teachers' logits.
+
+    The student's hidden states are recorded in its own forward, and each teacher's in its own;
+    :class:`FusedLinearKL` turns both into the loss a few positions at a time. The student's logits
+    exist, since its own loss reads them, but neither their gradient nor a teacher's logits do.
+
+    Args:
+        term: Knows the teachers, and how to read the student's output.
+        loss: The fused loss.
+        on_nonfinite: As in ``Distillation``.
+
+    Raises:
+        ValueError: If an option needs logits.
+    """
+
+    def __init__(self, term: DistillationTerm, loss: FusedLinearKL, on_nonfinite: str) -> None:
+        panel = term.panel
+        for teacher, label in zip(panel.teachers, panel.labels, strict=True):
+            if not teacher.answers_as_the_student:
+                raise ValueError(
+                    f"{label}: FusedLinearKL reads hidden states, so that input_fn, output_fn and "
+                    "microbatch_size have no place in it. Leave them out, or use KLDivergence."
+                )
+        answering = panel.n_sampled or len(panel.teachers)
+        if panel.combine == "probabilities" and answering > 1:
+            raise ValueError(
+                f"combine='probabilities' mixes the logits of {answering} teachers, which "
+                "FusedLinearKL never has. Use combine='logits', n_teachers_to_sample=1 or "
+                "KLDivergence."
+            )
+        if on_nonfinite == "skip":
+            raise ValueError(
+                "on_nonfinite='skip' replaces a teacher's logits, which FusedLinearKL never has. "
+                "Use on_nonfinite='raise' or KLDivergence."
+            )
+        self.panel = panel
+        self._term = term
+        self._loss = loss
+        self._student: HeadRecorder | None = None
+
+    def prepare(self, state: State) -> None:
+        """Find the student's output embedding, and do what any term does at INIT.
+
+        Raises:
+            ValueError: If it has none, or its weights are cut over the ranks, or a teacher's
+                tokenizer is another one.
+        """
+        self._term.prepare(state)
+        if state.fsdp_config is not None:
+            raise ValueError(
+                "FusedLinearKL reads the weight of the student's output embedding, which FSDP cuts "
+                "over the ranks. Use KLDivergence under FSDP."
+            )
+        self._student = HeadRecorder(state.model, "the student", skip=False)
+
+    def start_forward(self) -> None:
+        """BEFORE_FORWARD: begin to listen to the student's output embedding."""
+        if self._student is not None:
+            self._student.__enter__()
+
+    def end_forward(self) -> None:
+        """AFTER_FORWARD: listen no more."""
+        if self._student is not None:
+            self._student.__exit__()
+
+    def forget(self) -> None:
+        """Listen no more, and keep nothing of a microbatch that was not measured."""
+        if self._student is not None:
+            self._student.__exit__()
+            self._student.forget()
+
+    def measure(
+        self, state: State, view: Any, *, trust_labels: bool
+    ) -> tuple[Tensor, dict[str, Tensor], int | None]:
+        """Return the loss, values for the log and the number of positions that count.
+
+        Args:
+            state: The Trainer's state at AFTER_LOSS.
+            view: The batch as the student saw it.
+            trust_labels: Not read: no logits are judged.
+
+        Raises:
+            ValueError: If student or teacher has no head to be read, or their sizes differ.
+        """
+        term, panel = self._term, self.panel
+        self._loss.resolve(state)
+        logits = term.student_logits(state.outputs)
+        mask = kept_positions(term.mask_fn, view, state.outputs, logits, term.task)
+        if self._student is None:
+            raise RuntimeError("FusedTerm.prepare was not called. Add the algorithm to a Trainer.")
+        whole = self._student.take(logits)
+        ours = self._cut(whole, "the student")
+        heads: list[tuple[float, Head]] = []
+        for index, share in panel.draw(int(state.timestamp.batch)):
+            label = panel.labels[index]
+            answer = panel.ask_head(index, view, state, logits.device)
+            remedy = term.explain_sizes(len(whole.weight), len(answer.weight))
+            answer = self._cut(answer, label)
+            if answer.hidden.shape[:-1] != ours.hidden.shape[:-1]:
+                raise ValueError(
+                    f"{label}: it answers positions of shape {tuple(answer.hidden.shape[:-1])} "
+                    f"where the student answers {tuple(ours.hidden.shape[:-1])}. Use KLDivergence "
+                    "with Teacher(..., input_fn=...) or student_output_fn."
+                )
+            check_shapes(_stand_in(ours), _stand_in(answer), label, remedy)
+            heads.append((share, answer))
+        theirs = mean_head(heads, ours.hidden.dtype)
+        distance = self._loss(
+            ours.hidden,
+            ours.weight,
+            theirs.hidden,
+            theirs.weight,
+            mask,
+            student_bias=ours.bias,
+            teacher_bias=theirs.bias,
+        )
+        count = None if mask is None else int(mask.sum())
+        return distance, {"loss/train/kd": distance.detach()}, count
+
+    def _cut(self, head: Head, owner: str) -> Head:
+        """Return the head of the real vocabulary."""
+        size = self._term.vocab_size
+        weight = cut_vocabulary(head.weight, size, owner, axis=0)
+        return Head(head.hidden, weight, None if head.bias is None else head.bias[:size])
+
+
+def mean_head(heads: Sequence[tuple[float, Head]], dtype: torch.dtype) -> Head:
+    """Return one head whose logits are the weighted mean of several heads' logits.
+
+    A sum of products is one product: of the hidden states side by side with the weights side by
+    side.
+
+    Args:
+        heads: ``(share, head)`` of each teacher; shares sum to 1.
+        dtype: The type of the result.
+
+    Shape:
+        - heads: hidden ``(B, T, H_i)``, weight ``(V, H_i)``.
+        - result: hidden ``(B, T, H)``, weight ``(V, H)``, with H the sum of the ``H_i``.
+
+    Example:
+        >>> weight = torch.tensor([[1.0], [0.0]])
+        >>> a, b = (Head(torch.full((1, 1, 1), x), x * weight, None) for x in (1.0, 3.0))
+        >>> mean = mean_head([(0.5, a), (0.5, b)], torch.float32)
+        >>> mean.hidden @ mean.weight.T
+        tensor([[[5., 0.]]])
+    """
+    if len(heads) == 1 and heads[0][0] == 1.0:
+        hidden, weight, bias = heads[0][1]
+        return Head(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+    hidden = torch.cat([share * head.hidden.to(dtype) for share, head in heads], dim=-1)
+    weight = torch.cat([head.weight.to(dtype) for _, head in heads], dim=1)
+    biases = [share * head.bias.to(dtype) for share, head in heads if head.bias is not None]
+    return Head(hidden, weight, torch.stack(biases).sum(0) if biases else None)
+
+
+def _stand_in(head: Head) -> Tensor:
+    """Return a tensor of the shape of a head's logits that holds one number."""
+    return head.hidden.new_empty(()).expand(*head.hidden.shape[:-1], len(head.weight))

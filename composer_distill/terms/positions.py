@@ -1,0 +1,270 @@
+"""Which positions distillation counts, and the labels that belong to them: pure functions.
+
+A causal language model's logits at position ``i`` predict token ``i + 1``, so whatever comes from
+its labels is shifted by one; a masked language model's logits predict the token where they stand.
+Nothing here reads ``pad_token_id``: where padding equals the end-of-sequence token it would drop
+real tokens.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from composer_distill.terms.task import Task
+
+IGNORED_LABEL = -100
+"""The label that Hugging Face's and torch's losses leave out."""
+
+MaskFn = Callable[[Any, Any], Tensor | None]
+"""``mask_fn(batch, outputs)``: True where a position counts, None where all do."""
+
+
+def check_mask_fn(mask_fn: Any) -> Any:
+    """Return ``mask_fn``; raise TypeError where it can be none."""
+    if mask_fn is not None and not callable(mask_fn):
+        raise TypeError(
+            "mask_fn must be callable as (batch, outputs) or None, got "
+            f"{type(mask_fn).__name__}. Use loss_positions, attended_positions or all_positions."
+        )
+    return mask_fn
+
+
+def loss_positions(batch: Any, outputs: Any = None, *, shift: bool = True) -> Tensor:
+    """Return the positions that carry the task's own loss: those whose label is not -100.
+
+    As ``Distillation(mask_fn=loss_positions)`` it is called with the shift that the student's task
+    needs. With left padding, the causal shift counts the padding position before a sequence, which
+    predicts its first token, exactly as the task's loss does; give that token the label -100 to
+    leave it out of both.
+
+    Args:
+        batch: A mapping with ``labels``, or a sequence whose second element they are.
+        outputs: Not read.
+        shift: Whether the logits predict the next label: True for causal LMs only.
+
+    Shape:
+        - labels: ``(B, T)``, or ``(B,)`` without shift.
+        - result: the shape of the labels; with the shift the last position is never kept.
+
+    Raises:
+        ValueError: If the batch has no labels.
+
+    Example:
+        >>> import torch
+        >>> batch = {"labels": torch.tensor([[-100, 5, 6, -100]])}
+        >>> loss_positions(batch)
+        tensor([[ True,  True, False, False]])
+        >>> loss_positions(batch, shift=False)
+        tensor([[False,  True,  True, False]])
+    """
+    labels = _labels(batch)
+    if labels is None:
+        raise ValueError(
+            f"mask_fn=loss_positions needs labels in the batch, got {_describe(batch)}. "
+            "Use attended_positions or all_positions for batches without labels."
+        )
+    return align(labels, Task(shift)) != IGNORED_LABEL
+
+
+def attended_positions(batch: Any, outputs: Any = None) -> Tensor | None:
+    """Return the positions that attention reads: padding left out, on whichever side it stands.
+
+    Args:
+        batch: A mapping; its ``decoder_attention_mask`` comes before its ``attention_mask``.
+        outputs: Not read.
+
+    Shape:
+        - attention_mask: ``(B, T)``.
+        - result: ``(B, T)``.
+
+    Returns:
+        The mask, or None (all positions) where the batch has no attention mask over positions.
+
+    Example:
+        >>> import torch
+        >>> attended_positions({"attention_mask": torch.tensor([[0, 1, 1]])})
+        tensor([[False,  True,  True]])
+    """
+    if not isinstance(batch, Mapping):
+        return None
+    mask = batch.get("decoder_attention_mask")
+    if mask is None:
+        mask = batch.get("attention_mask")
+    return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def all_positions(batch: Any, outputs: Any = None) -> None:
+    """Return None: every position counts, padding too."""
+    return None
+
+
+def default_positions(batch: Any, logits: Tensor, task: Task) -> Tensor | None:
+    """Return the positions that count where the user chose no ``mask_fn``.
+
+    ========================================  ==============================================
+    task                                      positions
+    ========================================  ==============================================
+    causal LM, encoder-decoder                those that carry the task's loss
+    masked LM, classification per token       the attended ones
+    one answer a sample, vision, no mapping   all
+    ========================================  ==============================================
+
+    A causal LM whose batch has no labels counts the attended positions, an encoder-decoder those
+    of its ``decoder_attention_mask``.
+
+    Args:
+        batch: The student's batch.
+        logits: The student's logits.
+        task: What the student's architecture says.
+
+    Shape:
+        - logits: ``(B, T, C)`` for one answer a position, ``(B, C)`` for one a sample.
+        - result: ``(B, T)``.
+    """
+    if not isinstance(batch, Mapping) or logits.ndim != 3:
+        return None
+    labels = _labels(batch)
+    from_labels = task.shift or task.encoder_decoder
+    if from_labels and labels is not None and labels.shape == logits.shape[:-1]:
+        return align(labels, task) != IGNORED_LABEL
+    if task.encoder_decoder:
+        batch = {key: value for key, value in batch.items() if key != "attention_mask"}
+    mask = attended_positions(batch)
+    return mask if mask is not None and mask.shape == logits.shape[:-1] else None
+
+
+def kept_positions(
+    mask_fn: MaskFn | None, batch: Any, outputs: Any, logits: Tensor, task: Task, axis: int = -1
+) -> Tensor | None:
+    """Return the positions that count in a microbatch, checked.
+
+    Args:
+        mask_fn: The user's choice, or None for :func:`default_positions`.
+        batch: The student's batch.
+        outputs: The student's whole output.
+        logits: The student's logits, taken out of it.
+        task: What the student's architecture says.
+        axis: The class axis of the logits.
+
+    Shape:
+        - logits: ``(..., C)``, or the class axis at ``axis``.
+        - result: ``(...)``.
+
+    Raises:
+        TypeError: If ``mask_fn`` returns no boolean tensor.
+        ValueError: If its shape is not that of the positions.
+    """
+    if mask_fn is None:
+        mask = default_positions(batch, logits, task)
+    elif mask_fn is loss_positions:
+        mask = loss_positions(batch, outputs, shift=task.shift and not task.aligned)
+    else:
+        mask = mask_fn(batch, outputs)
+    if mask is None:
+        return None
+    name = getattr(mask_fn, "__name__", None) or type(mask_fn).__name__
+    if not isinstance(mask, Tensor) or mask.dtype.is_floating_point or mask.dtype.is_complex:
+        came = f"a tensor of {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(
+            f"mask_fn ({name}) must return a boolean tensor or None, got {came}. "
+            "Compare before you return, such as batch['labels'] != -100."
+        )
+    needed = _without(logits.shape, axis)
+    if mask.shape != needed:
+        raise ValueError(
+            f"mask_fn ({name}) must return one value a position, {tuple(needed)} for the "
+            f"student's logits of shape {tuple(logits.shape)}, got {tuple(mask.shape)}. "
+            "Use all_positions, or build the mask from what has the logits' shape."
+        )
+    return mask.to(device=logits.device).bool()
+
+
+def aligned_labels(batch: Any, logits: Tensor, task: Task, axis: int = -1) -> Tensor | None:
+    """Return the label that the logits predict at each position, -100 where there is none.
+
+    Losses that need labels, and a teacher's own cross-entropy on them, must read these: with a
+    causal LM's labels as they stand in the batch every one would be off by a position.
+
+    Args:
+        batch: A mapping with ``labels``, or a sequence whose second element they are.
+        logits: The student's logits.
+        task: What the student's architecture says.
+        axis: The class axis of the logits.
+
+    Shape:
+        - logits: ``(..., C)``, or the class axis at ``axis``.
+        - result: ``(...)``.
+
+    Returns:
+        The labels, or None where the batch has none that fit: no labels, mixed or smoothed ones,
+        or another number of positions.
+
+    Example:
+        >>> import torch
+        >>> batch = {"labels": torch.tensor([[4, 5, 6]])}
+        >>> aligned_labels(batch, torch.zeros(1, 3, 9), Task(shift=True))
+        tensor([[   5,    6, -100]])
+    """
+    labels = _labels(batch)
+    if labels is None or labels.dtype.is_floating_point or labels.dtype.is_complex:
+        return None
+    if labels.shape != _without(logits.shape, axis):
+        return None
+    return align(labels, task).to(logits.device)
+
+
+def align(labels: Tensor, task: Task) -> Tensor:
+    """Return labels where the logits predict them: one position earlier under the causal shift.
+
+    Args:
+        labels: One class a position.
+        task: Says whether to shift.
+
+    Shape:
+        - labels, result: ``(..., T)``.
+    """
+    if not task.shift or task.aligned:
+        return labels
+    return F.pad(labels[..., 1:], (0, 1), value=IGNORED_LABEL)
+
+
+def select_positions(tensor: Tensor, mask: Tensor, axis: int = -1) -> Tensor:
+    """Return the kept positions only, as rows.
+
+    Args:
+        tensor: Logits.
+        mask: True where a position counts.
+        axis: The class axis of the logits.
+
+    Shape:
+        - tensor: ``(..., C)``, or the class axis at ``axis``.
+        - mask: ``(...)``.
+        - result: ``(K, C)``, with K the number of kept positions; K may be 0.
+    """
+    # The gradient of tensor[mask] takes several times as long as that of whole rows
+    rows = tensor.movedim(axis, -1).reshape(-1, tensor.shape[axis])
+    return rows.index_select(0, mask.reshape(-1).nonzero().squeeze(1))
+
+
+def _labels(batch: Any) -> Tensor | None:
+    if isinstance(batch, Mapping):
+        labels = batch.get("labels")
+    elif isinstance(batch, Sequence) and len(batch) > 1:
+        labels = batch[1]
+    else:
+        labels = None
+    return labels if isinstance(labels, Tensor) else None
+
+
+def _without(shape: Sequence[int], axis: int) -> tuple[int, ...]:
+    """Return a shape without one of its axes."""
+    axis %= len(shape)
+    return (*shape[:axis], *shape[axis + 1 :])
+
+
+def _describe(batch: Any) -> str:
+    if isinstance(batch, Mapping):
+        return f"the keys {list(batch)}"
+    return type(batch).__name__

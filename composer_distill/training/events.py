@@ -1,0 +1,228 @@
+"""What ``Distillation`` does at each event: the only file to answer events, write State or log."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+from torch import nn
+
+from composer_distill.teachers import Teacher
+from composer_distill.teachers.roster import check_apart
+from composer_distill.teachers.sharding import Sharding
+from composer_distill.teachers.splitting import shallow_copy
+from composer_distill.terms.fused import FusedTerm
+from composer_distill.terms.logits import DistillationTerm
+from composer_distill.terms.panel import agree_on_memory
+from composer_distill.training.blending import Contribution
+from composer_distill.training.evaluation import TeacherEvaluation
+from composer_distill.training.logbook import Logbook
+from composer_distill.training.schedule import Weight, Window, weight_now
+
+_log = logging.getLogger(__name__)
+
+
+class Settings(Protocol):
+    """What of ``Distillation`` is read here; weights and window may change while a run goes on."""
+
+    teachers: tuple[Teacher, ...]
+    kd_loss_fn: Any
+    kd_loss_weight: Weight
+    org_loss_weight: Weight
+    window: Window
+    on_nonfinite: str
+    teacher_sharding: Sharding
+
+
+class EventHandlers:
+    """Answers the events for one instance of ``Distillation``.
+
+    Args:
+        settings: The instance.
+        term: Asks the teachers and measures the student's distance from them.
+        book: Gathers a batch's values.
+        evaluation: Lets the teachers answer evaluation sets; None where they do not.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        term: DistillationTerm | FusedTerm,
+        book: Logbook,
+        evaluation: TeacherEvaluation | None,
+    ) -> None:
+        self._settings = settings
+        self._term = term
+        self._panel = term.panel
+        self._fused = term if isinstance(term, FusedTerm) else None
+        self._book = book
+        self._evaluates = evaluation is not None
+        self._inside: bool | None = None  # the window, as of the batch that began last
+        # Known from INIT on
+        self.peers: list[EventHandlers] = [self]
+        self.identities: list[str] = []
+        self._joins_late = False
+        # Of the current microbatch
+        self._view: Any = None
+        self._contribution = Contribution()
+        self._is_open = False  # from its forward until its batch has been passed over
+        self._handlers: dict[Event, Callable[[State, Logger], None]] = {
+            Event.INIT: self._prepare,
+            Event.FIT_START: self._check_run,
+            Event.BEFORE_TRAIN_BATCH: self._start_pass,
+            Event.BEFORE_FORWARD: self._listen,
+            Event.AFTER_FORWARD: self._remember_view,
+            Event.AFTER_LOSS: self._distil,
+            Event.BEFORE_BACKWARD: self._join,
+            Event.AFTER_TRAIN_BATCH: self._end_pass,
+            Event.BATCH_END: self._log,
+        }
+        if evaluation is not None:
+            self._handlers |= {
+                Event.EVAL_START: evaluation.start,
+                Event.EVAL_AFTER_FORWARD: evaluation.update,
+                Event.EVAL_END: partial(self._log_evaluation, evaluation),
+            }
+
+    def match(self, event: Event, state: State) -> bool:
+        """Return whether ``apply`` has something to do at ``event``."""
+        window = self._settings.window
+        if event is Event.BEFORE_FORWARD:  # == of these costs more, and comes 13 times a batch
+            return self._fused is not None and window.contains(state)
+        if event is Event.AFTER_FORWARD or event is Event.AFTER_LOSS:
+            return window.contains(state)
+        if event is Event.BEFORE_BACKWARD:
+            return self._joins_late and window.contains(state)
+        if event is Event.BEFORE_TRAIN_BATCH:
+            return self._is_open or window.contains(state) is not self._inside
+        if event is Event.AFTER_TRAIN_BATCH or event is Event.BATCH_END:
+            return self._inside is not False
+        return event in self._handlers
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Do what ``event`` asks for."""
+        self._handlers[event](state, logger)
+
+    @property
+    def position(self) -> int:
+        """Which of the instances in its Trainer this one is."""
+        return self.peers.index(self)
+
+    def _prepare(self, state: State, logger: Logger) -> None:
+        """INIT: check the teachers against the student, freeze them, move them."""
+        settings = self._settings
+        check_apart(settings.teachers, state.model, state.optimizers or ())
+        self.identities = [teacher.identity() for teacher in settings.teachers]
+        self._term.prepare(state)
+        self._panel.prepare(state, settings.teacher_sharding)
+        if isinstance(settings.kd_loss_fn, nn.Module):
+            state.device.module_to_device(settings.kd_loss_fn)
+        self._inside = None
+        found = [_handlers_of(algorithm) for algorithm in state.algorithms]
+        self.peers = [handlers for handlers in found if handlers is not None]
+        self._book.position = self.position
+        # MixUp and CutMix may re-blend the loss at BEFORE_BACKWARD: then the term joins after them
+        self._joins_late = any(getattr(a, "interpolate_loss", False) for a in state.algorithms)
+        if self._joins_late:
+            state.algorithms.sort(key=lambda algorithm: _handlers_of(algorithm) is not None)
+
+    def _check_run(self, state: State, logger: Logger) -> None:
+        """FIT_START: check what is known only now, and begin with nothing noted."""
+        settings = self._settings
+        check_apart(settings.teachers, state.model, state.optimizers or ())
+        settings.window.check(state)
+        self._book.forget()  # a fit that was interrupted in a batch may have left something
+        self._forget_microbatch()
+        self._panel.forget()
+        if settings.window.is_idle(state):
+            _log.warning(
+                "%s will not act in this training: start_dur lies at or behind its end_dur or the "
+                "end of training. Give an earlier start_dur.",
+                settings,
+            )
+
+    def _start_pass(self, state: State, logger: Logger) -> None:
+        """BEFORE_TRAIN_BATCH: the window opens or closes, or a pass cut off begins anew."""
+        self._book.start_pass()
+        self._forget_microbatch()
+        self._panel.forget()
+        window = self._settings.window
+        inside = window.contains(state)
+        if inside != bool(self._inside):
+            verb = "begins to act" if inside else "no longer acts"
+            _log.info("%s %s at batch %d", self._settings, verb, int(state.timestamp.batch))
+        self._inside = inside
+        if inside:
+            self._panel.settle()
+        elif not self._evaluates and window.is_over(state):
+            self._panel.leave()
+
+    def _listen(self, state: State, logger: Logger) -> None:
+        """BEFORE_FORWARD: the fused loss needs the student's hidden states."""
+        self._is_open = True
+        if self._fused is not None:
+            self._fused.start_forward()
+
+    def _remember_view(self, state: State, logger: Logger) -> None:
+        """AFTER_FORWARD: keep the view that the student saw, before labels are smoothed."""
+        if self._fused is not None:
+            self._fused.end_forward()
+        self._is_open, self._view = True, shallow_copy(state.batch)
+        self._contribution = Contribution()
+
+    def _distil(self, state: State, logger: Logger) -> None:
+        """AFTER_LOSS: run the teachers, and join their term unless the loss is yet to be mixed."""
+        ours, settings = self._contribution, self._settings
+        ours.org_weight = weight_now(settings.org_loss_weight, state, "org_loss_weight")
+        kd_weight = weight_now(settings.kd_loss_weight, state, "kd_loss_weight")
+        self._book.note_weights(kd_weight, ours.org_weight)
+        if kd_weight > 0.0:
+            view = shallow_copy(state.batch) if self._view is None else self._view
+            trust_labels = ours.org_weight > 0.0  # else they may be placeholders
+            found = self._term.measure(state, view, trust_labels=trust_labels)
+            distance, ours.values, ours.count = found
+            agree_on_memory(state)
+            ours.term, self._view = distance * kd_weight, None
+        if not self._joins_late:
+            self._join(state, logger)
+
+    def _join(self, state: State, logger: Logger) -> None:
+        """AFTER_LOSS or BEFORE_BACKWARD: blend the term into the loss that Composer trains."""
+        ours = self._contribution
+        state.loss = ours.join(state.loss, [peer._contribution for peer in self.peers])
+        if ours.term is not None and ours.task is not None:
+            values = ours.values | {"loss/train/org": ours.task}
+            self._book.note_on_backward(ours.term, values, ours.count, state)
+
+    def _end_pass(self, state: State, logger: Logger) -> None:
+        """AFTER_TRAIN_BATCH: stop on a broken teacher before the optimizer's step."""
+        if self._settings.on_nonfinite == "raise":
+            self._panel.check_finite(int(state.timestamp.batch))
+        self._book.complete_pass()
+        self._forget_microbatch()
+
+    def _forget_microbatch(self) -> None:
+        """Keep nothing of the last microbatch: no tensor outlives it, and copies can be made."""
+        self._view, self._contribution, self._is_open = None, Contribution(), False
+        if self._fused is not None:
+            self._fused.forget()
+
+    def _log(self, state: State, logger: Logger) -> None:
+        """BATCH_END: log one value a batch, the same on every rank."""
+        metrics = self._book.take(state)
+        self._panel.forget()
+        if metrics:
+            step = int(state.previous_timestamp.batch) if state.previous_timestamp else None
+            logger.log_metrics(metrics, step=step)
+
+    def _log_evaluation(self, evaluation: TeacherEvaluation, state: State, logger: Logger) -> None:
+        """EVAL_END: log the values of an evaluation set."""
+        logger.log_metrics(self._book.named(evaluation.finish(state)))
+
+
+def _handlers_of(algorithm: Algorithm) -> EventHandlers | None:
+    """Return the handlers of an instance of ``Distillation``, None of any other algorithm."""
+    found = getattr(algorithm, "_events", None)
+    return found if isinstance(found, EventHandlers) else None

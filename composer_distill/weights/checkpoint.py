@@ -1,0 +1,179 @@
+"""Weights from files, read without executing anything from them."""
+
+import logging
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from composer_distill.weights.contents import Contents, Spec, spec_of
+from composer_distill.weights.files import algorithms, open_file
+from composer_distill.weights.folders import open_folder
+from composer_distill.weights.keys import Match, describe, likely_cause, match_keys
+from composer_distill.weights.memory import materialize, release
+from composer_distill.weights.remote import fetch, parse_remote
+from composer_distill.weights.sources import resolve_path
+
+log = logging.getLogger(__name__)
+
+
+def load_weights(
+    model: nn.Module,
+    source: str | Path,
+    *,
+    name: str = "teacher",
+    strict: bool = True,
+    ema: bool | None = None,
+) -> None:
+    """Load the weights that a checkpoint holds into a model, tensor by tensor.
+
+    Keys are matched exactly; failing that, with one of the prefixes ``module.``, ``model.`` and
+    ``_orig_mod.`` removed or added, which the log says. A model on the meta device gets its
+    memory here, once the file is known to fit.
+
+    Args:
+        model: The model, or the bare module that a ComposerModel wraps.
+        source: Where the checkpoint is: a path, or the URI of an object store.
+        name: What errors and logs call the model.
+        strict: Whether every weight of both sides must find its place, in shape and kind. Without
+            it what fits is loaded, and what does not is logged.
+        ema: From a checkpoint that was trained with Composer's ``EMA``: True for the moving
+            average, False for the weights that were trained, None for whichever the file has in
+            its model's place.
+
+    Raises:
+        FileNotFoundError: If there is nothing at ``source``.
+        ValueError: If it is no checkpoint, is damaged, asks for more than data, or does not fit.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "weights.pt"
+        >>> torch.save(nn.Linear(2, 1).state_dict(), path)
+        >>> load_weights(nn.Linear(2, 1), path, name="the expert")
+        >>> load_weights(nn.Linear(3, 1), path, name="the expert")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        ValueError: the expert: ... does not fit the model: 1 of the model's 2 weights are in it...
+    """
+    with named_errors(name, source), open_source(source, ema=ema) as contents:
+        match = _fit(model, contents, strict=strict)
+        unfilled = _meta_left(model, match)
+        if unfilled:
+            raise ValueError(
+                f"it holds nothing for {', '.join(unfilled[:4])}, which are on the meta device; "
+                "build the model on the CPU"
+            )
+        materialize(model)
+        if _loads_itself(model):
+            _hand_over(model, match, contents, strict=strict)
+        else:
+            _copy(model, match, contents)
+        _say(name, contents, match)
+
+
+@contextmanager
+def open_source(source: str | Path, *, ema: bool | None = None) -> Iterator[Contents]:
+    """Open any source for reading; see ``load_weights``."""
+    remote = parse_remote(source)
+    path = resolve_path(source) if remote is None else fetch(remote)
+    with (open_folder if path.is_dir() else open_file)(path, ema=ema) as contents:
+        yield contents
+
+
+@contextmanager
+def named_errors(name: str, source: str | Path) -> Iterator[None]:
+    """Say in every error which teacher and which file it is about."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError) as error:
+        what = error.strerror.lower() if error.strerror else str(error)
+        raise type(error)(f"{name}: cannot read {source}: {what}") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {source}: {error}") from error
+
+
+def _fit(model: nn.Module, contents: Contents, *, strict: bool) -> Match:
+    state = _state(model)
+    specs = {key: spec_of(tensor) for key, tensor in state.items()}
+    match = match_keys(specs, contents.specs, _aliases(state))
+    if match.complete or (match.pairs and (not strict or _loads_itself(model))):
+        return match
+    raise ValueError(_misfit(match, specs, contents))
+
+
+def _misfit(match: Match, specs: dict[str, Spec], contents: Contents) -> str:
+    trained_with = [name for name, _ in algorithms(contents.stored)]
+    cause = likely_cause(match, specs, contents.specs, trained_with)
+    listed = describe(match, specs, contents.specs)
+    return f"this {contents.kind} does not fit the model: {listed}\nLikely cause: {cause}."
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's weights themselves, tied ones under each of their names."""
+    state = model.state_dict(keep_vars=True)
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def _aliases(state: dict[str, Tensor]) -> list[frozenset[str]]:
+    names: defaultdict[int, set[str]] = defaultdict(set)
+    for key, tensor in state.items():
+        names[id(tensor)].add(key)
+    return [frozenset(keys) for keys in names.values() if len(keys) > 1]
+
+
+def _meta_left(model: nn.Module, match: Match) -> list[str]:
+    filled = {id(tensor) for key, tensor in _state(model).items() if key in match.pairs}
+    held = (*model.named_parameters(), *model.named_buffers())
+    return [name for name, tensor in held if tensor.is_meta and id(tensor) not in filled]
+
+
+def _copy(model: nn.Module, match: Match, contents: Contents) -> None:
+    state = _state(model)
+    with torch.no_grad():
+        for key, file_key in match.pairs.items():
+            weight = contents.read(file_key)
+            state[key].copy_(weight)
+            if contents.mapped:
+                release(weight)
+            del weight  # before the next one is read
+
+
+def _loads_itself(model: nn.Module) -> bool:
+    """Whether a module that has weights has its own way to load them, which a copy would skip."""
+    keys = model.state_dict(keep_vars=True).keys()
+    return any(
+        _customised(module) and any(key.startswith(f"{name}." if name else "") for key in keys)
+        for name, module in model.named_modules()
+    )
+
+
+def _customised(module: nn.Module) -> bool:
+    loader = type(module)._load_from_state_dict
+    return bool(
+        not loader.__module__.startswith("torch.nn.modules.")
+        or type(module).set_extra_state is not nn.Module.set_extra_state
+        or type(module).load_state_dict is not nn.Module.load_state_dict
+        or module._load_state_dict_pre_hooks
+        or module._load_state_dict_post_hooks
+    )
+
+
+def _hand_over(model: nn.Module, match: Match, contents: Contents, *, strict: bool) -> None:
+    """Let the model load itself; the file stays mapped, but is no longer read piece by piece."""
+    weights = OrderedDict((new, contents.read(old)) for new, old in match.renamed.items())
+    try:
+        model.load_state_dict(weights, strict=strict)
+    except RuntimeError as error:
+        raise ValueError(f"the model refused it: {error}") from error
+
+
+def _say(name: str, contents: Contents, match: Match) -> None:
+    changed = f"; {match.change}" if match.change else ""
+    log.info("%s: %d weights from %s%s", name, len(match.pairs), contents.path, changed)
+    left = {"missing": match.missing, "unexpected": match.unexpected, "other": match.mismatched}
+    for what, keys in left.items():
+        if keys:
+            log.warning("%s: %d weights %s: %s", name, len(keys), what, ", ".join(list(keys)[:8]))

@@ -1,0 +1,139 @@
+"""One local file, of whatever format, opened as contents."""
+
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from composer_distill.weights.contents import Contents, holds_weights, of_tensors
+from composer_distill.weights.pickles import check_archive, read_pickled
+from composer_distill.weights.safe_tensors import looks_like_safetensors, open_safetensors
+from composer_distill.weights.unpacking import unpacked
+
+# Where others keep the weights in a dictionary of more than weights.
+NESTS = ("state_dict", "model_state_dict", "model")
+
+
+@contextmanager
+def open_file(path: Path, *, ema: bool | None = None) -> Iterator[Contents]:
+    """Open one file, by what it holds and not by what it is called.
+
+    Args:
+        path: The file.
+        ema: Which weights of a Composer checkpoint trained with EMA: see ``load_weights``.
+
+    Raises:
+        ValueError: If it is no checkpoint, is damaged, or asks for more than data.
+    """
+    if not path.is_file():
+        raise ValueError("it is no regular file")
+    if path.stat().st_size == 0:
+        raise ValueError("it is an empty file")
+    with unpacked(path) as file:
+        if looks_like_safetensors(file):
+            with open_safetensors(file) as (tensors, header):
+                yield Contents(path, "safetensors file", header, tensors, mapped=True)
+        else:
+            is_zip = zipfile.is_zipfile(file)
+            if is_zip:
+                check_archive(file)
+            found = read_pickled(file, mmap=is_zip)
+            yield interpret(path, found, mapped=is_zip, ema=ema)
+
+
+def interpret(path: Path, found: object, *, mapped: bool, ema: bool | None) -> Contents:
+    """Find the weights in what a file holds.
+
+    Args:
+        path: The file.
+        found: What was read from it.
+        mapped: Whether its tensors are views of the mapped file.
+        ema: Which weights of a Composer checkpoint trained with EMA.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    composer = _composer_state(found)
+    if composer is not None:
+        weights = choose_ema(composer, ema)
+        rest = {key: value for key, value in composer.items() if key != "model"}
+        return of_tensors(path, "Composer checkpoint", weights, mapped=mapped, stored=rest)
+    if ema:
+        raise ValueError("ema=True was asked for, and it is no Composer checkpoint")
+    if holds_weights(found):
+        return of_tensors(path, "state_dict", found, mapped=mapped)  # pyright: ignore[reportArgumentType]
+    nested = dict(found) if isinstance(found, Mapping) else {}
+    for nest in NESTS:
+        if holds_weights(nested.get(nest)):
+            rest = {key: value for key, value in nested.items() if key != nest}
+            kind = f"state_dict under {nest!r}"
+            return of_tensors(path, kind, nested[nest], mapped=mapped, stored=rest)
+    raise ValueError(
+        f"it is no checkpoint: expected Composer's {{'state': {{'model': ...}}}}, a state_dict, or "
+        f"a dict that holds one under {' or '.join(map(repr, NESTS))}; found {_summary(found)}"
+    )
+
+
+def _composer_state(found: object) -> dict[str, Any] | None:
+    state = found.get("state") if isinstance(found, Mapping) else None
+    if isinstance(state, Mapping) and holds_weights(state.get("model")):
+        return dict(state)
+    return None
+
+
+def _summary(found: object) -> str:
+    if not isinstance(found, Mapping):
+        return f"a {type(found).__name__}"
+    keys = ", ".join(str(key)[:40] for key in list(found)[:6]) or "nothing in it"
+    return f"a {type(found).__name__} of {keys}"
+
+
+def choose_ema(state: Mapping[str, Any], ema: bool | None) -> dict[str, Any]:
+    """Choose between the weights that were trained and their moving average.
+
+    Composer's ``EMA`` swaps the two when a checkpoint is saved: which of them stands where the
+    model is said to be is written beside them.
+
+    Args:
+        state: The state of a Composer checkpoint.
+        ema: True for the average, False for the weights that were trained, None for whichever
+            stands in the model's place.
+
+    Raises:
+        ValueError: If ``ema`` is True and the checkpoint has no average.
+    """
+    weights = dict(state["model"])
+    algorithm = dict(algorithms(state)).get("EMA")
+    if algorithm is None:
+        if ema:
+            trained = ", ".join(name for name, _ in algorithms(state)) or "none"
+            raise ValueError(
+                "ema=True was asked for, and it holds no EMA weights (algorithms in it: "
+                f"{trained}); full checkpoints of runs with Composer's EMA hold them"
+            )
+        return weights
+    if ema is None or ema == bool(algorithm.get("ema_weights_active")):
+        return weights
+    other = algorithm.get("ema_model") or {}
+    for part in ("named_parameters_dict", "named_buffers_dict"):
+        held = other.get(part) if isinstance(other, Mapping) else None
+        if not holds_weights(held or {"": torch.empty(0)}):
+            raise ValueError("its EMA weights are no tensors")
+        weights |= {key: value for key, value in (held or {}).items() if key in weights}
+    return weights
+
+
+def algorithms(stored: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The algorithms that a Composer checkpoint was trained with, each with its state."""
+    found = stored.get("algorithms")
+    if not isinstance(found, Mapping | list | tuple):
+        return []
+    pairs = found.items() if isinstance(found, Mapping) else found
+    return [
+        (str(pair[0]), pair[1] if isinstance(pair[1], dict) else {})
+        for pair in pairs
+        if isinstance(pair, tuple | list) and len(pair) == 2
+    ]

@@ -1,0 +1,107 @@
+"""What a source holds, in words, without a model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from composer_distill.weights.checkpoint import open_source
+from composer_distill.weights.contents import Contents
+from composer_distill.weights.files import algorithms
+from composer_distill.weights.fingerprint import fingerprint_of
+
+MAX_KEYS = 1000
+REFUSED = "NOT to be read as a checkpoint"
+
+
+def describe(source: str) -> str:
+    """Tell what a checkpoint holds, and whether it is safe to read.
+
+    Args:
+        source: A path, or the URI of an object store.
+
+    Raises:
+        FileNotFoundError: If there is nothing at ``source``.
+        PermissionError: If it may not be read.
+
+    Example:
+        >>> import pathlib, tempfile, torch
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "weights.pt"
+        >>> torch.save({"weight": torch.zeros(2, 3)}, path)
+        >>> print(describe(str(path)).partition(chr(10))[2])
+        a state_dict of 1 tensors, 6 values, 24 B
+        safe to read: tensors and plain data only
+        fingerprint: 981580a1b596
+        weights:
+          weight  (2, 3)  float32
+    """
+    try:
+        with open_source(source) as contents:
+            return "\n".join([str(source), *_lines(contents)])
+    except ValueError as error:
+        return f"{source}\n{REFUSED}: {error}"
+
+
+def _lines(contents: Contents) -> list[str]:
+    specs = contents.specs
+    values = sum(_numel(spec.shape) for spec in specs.values())
+    size = sum(_numel(spec.shape) * spec.dtype.itemsize for spec in specs.values())
+    keys = [
+        f"  {_plain(key)}  {spec.shape}  {str(spec.dtype).removeprefix('torch.')}"
+        for key, spec in list(specs.items())[:MAX_KEYS]
+    ]
+    more = len(specs) - len(keys)
+    return [
+        f"a {contents.kind} of {len(specs)} tensors, {values:,} values, {_bytes(size)}",
+        "safe to read: tensors and plain data only",
+        f"fingerprint: {fingerprint_of(specs, contents.read)}",
+        *_beside(contents.stored),
+        "weights:",
+        *keys,
+        *([f"  and {more} more"] if more else []),
+    ]
+
+
+def _beside(stored: Mapping[str, Any]) -> list[str]:
+    if not stored:
+        return []
+    lines = [f"stored beside the weights: {', '.join(_plain(key) for key in stored)}"]
+    named = [_plain(name) for name, _ in algorithms(stored)]
+    lines += [f"  algorithms: {', '.join(named)}"] if named else []
+    timestamp = _within(stored, "timestamp", "Timestamp")
+    if isinstance(timestamp, Mapping):
+        shown = [f"{unit} {_plain(timestamp.get(unit))}" for unit in ("epoch", "batch", "sample")]
+        lines.append(f"  trained until: {', '.join(shown)}")
+    facts = {
+        "run": _within(stored, "run_name"),
+        "Composer": _within(stored, "metadata", "composer_env_info", "composer_version"),
+        "torch": _within(stored, "metadata", "torch_version"),
+        "Hugging Face class": _within(
+            stored, "integrations", "huggingface", "model", "config", "class"
+        ),
+    }
+    return lines + [f"  {what}: {_plain(fact)}" for what, fact in facts.items() if fact]
+
+
+def _within(stored: Any, *keys: str) -> Any:
+    for key in keys:
+        stored = stored.get(key) if isinstance(stored, Mapping) else None
+    return stored
+
+
+def _plain(value: object) -> str:
+    """Text of a file, without what could steer a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(value))[:200]
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    product = 1
+    for length in shape:
+        product *= length
+    return product
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.4g} {unit}"
+        size /= 1000
+    return f"{size:.4g} GB"

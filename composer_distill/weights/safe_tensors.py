@@ -1,0 +1,58 @@
+"""Files of the safetensors library."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from composer_distill.weights.contents import Spec
+
+_MAX_HEADER = 100_000_000  # safetensors' own bound
+
+
+def looks_like_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors files do: a length, and JSON of that length."""
+    with path.open("rb") as stream:
+        head = stream.read(9)
+    length = int.from_bytes(head[:8], "little")
+    return len(head) == 9 and head[8:] == b"{" and length <= _MAX_HEADER
+
+
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[tuple[Callable[[str], Tensor], dict[str, Spec]]]:
+    """Open a file, and give a function that maps one tensor of it, and all their specs.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ImportError: If the safetensors library is not installed.
+        ValueError: If the file is damaged.
+    """
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise ImportError(
+            f"{path} needs the safetensors library: pip install safetensors"
+        ) from error
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file.get_tensor, _specs(path)
+    except SafetensorError as error:
+        raise ValueError(f"it is a damaged safetensors file ({error})") from error
+
+
+def _specs(path: Path) -> dict[str, Spec]:
+    """Read from the header, which the library has checked, so that no tensor is touched."""
+    from safetensors.torch import _TYPES
+
+    with path.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return {
+        name: Spec(tuple(entry["shape"]), _TYPES.get(entry["dtype"], torch.uint8))
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
