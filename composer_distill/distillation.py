@@ -9,6 +9,7 @@ from composer.loggers import Logger
 from torch import Tensor, nn
 
 from composer_distill.losses import FusedLinearKL
+from composer_distill.schedule import Weight, Window, check_weight, to_time
 from composer_distill.teachers import Teacher
 from composer_distill.teachers.roster import check_same, labels_of, to_teachers
 from composer_distill.teachers.sharding import Sharding
@@ -29,7 +30,6 @@ from composer_distill.training.arguments import (
 from composer_distill.training.evaluation import TeacherEvaluation
 from composer_distill.training.events import EventHandlers
 from composer_distill.training.logbook import Logbook
-from composer_distill.training.schedule import Weight, Window, check_weight, to_time
 
 
 class Distillation(Algorithm):

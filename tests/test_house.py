@@ -16,7 +16,7 @@ FLOORS = (
     ("terms",),
     ("telemetry",),
     ("teachers",),
-    ("losses", "weights"),
+    ("losses", "weights", "schedule"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 HALL = "__init__"  # hands the public names on, so that it knows those of any room

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from composer_distill.losses import DistillationLoss
-from composer_distill.terms.outputs import check_shapes
+from composer_distill.teachers.outputs import check_shapes
 from composer_distill.terms.positions import IGNORED_LABEL, select_positions
 from composer_distill.terms.vocabulary import cut_vocabulary
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from composer_distill.losses import FusedLinearKL
 from composer_distill.teachers.heads import Head, HeadRecorder
+from composer_distill.teachers.outputs import check_shapes
 from composer_distill.terms.logits import DistillationTerm
-from composer_distill.terms.outputs import check_shapes
 from composer_distill.terms.positions import kept_positions
 from composer_distill.terms.vocabulary import cut_vocabulary
 

@@ -8,10 +8,10 @@ from composer.core import State
 from torch import Tensor
 
 from composer_distill.losses import DistillationLoss
+from composer_distill.teachers.outputs import check_class_axis, extract_logits
 from composer_distill.telemetry.observer import Observer
 from composer_distill.telemetry.values import top1_agreement
 from composer_distill.terms.comparison import Comparison, labelled, selects_positions
-from composer_distill.terms.outputs import check_class_axis, extract_logits
 from composer_distill.terms.panel import TeacherPanel
 from composer_distill.terms.positions import MaskFn, aligned_labels, kept_positions
 from composer_distill.terms.task import Task, task_of

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from composer.core import State, get_precision_context
-from composer.trainer.trainer import OOM_FOUND_ON_OTHER_RANK
-from composer.utils import dist
 from torch import Tensor
 
 from composer_distill.losses.precision import can_be_read
 from composer_distill.teachers import Teacher
 from composer_distill.teachers.heads import Head, HeadRecorder, only_at
+from composer_distill.teachers.outputs import call_model, extract_logits
 from composer_distill.teachers.roster import labels_of
 from composer_distill.teachers.sharding import Sharding, is_to_be_sharded, reshard, shard
 from composer_distill.teachers.stopwatch import Stopwatch
@@ -22,7 +21,6 @@ from composer_distill.teachers.streams import untouched_streams
 from composer_distill.telemetry.observer import Watch
 from composer_distill.terms.combining import mean_logits, mean_probabilities
 from composer_distill.terms.comparison import Comparison
-from composer_distill.terms.outputs import call_model, extract_logits
 from composer_distill.terms.sampling import sample_teachers
 
 
@@ -249,27 +247,6 @@ class TeacherPanel:
             both = (answer if answer.numel() else answer.new_zeros(1)).aminmax()
             self._extremes.setdefault(label, []).extend(both)
             self._latest.extend(both)
-
-
-def agree_on_memory(state: State) -> None:
-    """Take part in Composer's own question whether any rank ran out of memory.
-
-    With automatic microbatching Composer asks it after the student's forward, before the teachers
-    answer. A rank whose teacher runs out of memory goes to that question while the others would go
-    on to reduce gradients; so they ask it here once more, after the teachers.
-
-    Raises:
-        RuntimeError: The one by which Composer restarts the batch, if another rank ran out.
-    """
-    if not state.auto_microbatching:
-        return
-    found, finished = (
-        state.device.tensor_to_device(torch.zeros(1, dtype=torch.uint8)) for _ in range(2)
-    )
-    dist.all_reduce(found, reduce_operation="MAX")
-    dist.all_reduce(finished, reduce_operation="MIN")
-    if found.item() == 1:
-        raise RuntimeError(OOM_FOUND_ON_OTHER_RANK)
 
 
 def _add_name(error: Exception, label: str) -> None:

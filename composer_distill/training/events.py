@@ -9,17 +9,17 @@ from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from torch import nn
 
+from composer_distill.schedule import Weight, Window, weight_now
 from composer_distill.teachers import Teacher
 from composer_distill.teachers.roster import check_apart
 from composer_distill.teachers.sharding import Sharding
 from composer_distill.teachers.splitting import shallow_copy
 from composer_distill.terms.fused import FusedTerm
 from composer_distill.terms.logits import DistillationTerm
-from composer_distill.terms.panel import agree_on_memory
 from composer_distill.training.blending import Contribution
 from composer_distill.training.evaluation import TeacherEvaluation
 from composer_distill.training.logbook import Logbook
-from composer_distill.training.schedule import Weight, Window, weight_now
+from composer_distill.training.memory import agree_on_memory
 
 _log = logging.getLogger(__name__)
 

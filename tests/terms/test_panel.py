@@ -3,14 +3,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from composer.core import Time, Timestamp
-from composer.devices import DeviceCPU
-from composer.trainer.trainer import OOM_FOUND_ON_OTHER_RANK
-from composer.utils import dist
 from torch import nn
 
 from composer_distill import Distillation, KLDivergence
 from composer_distill.teachers import Teacher
-from composer_distill.terms.panel import TeacherPanel, agree_on_memory
+from composer_distill.terms.panel import TeacherPanel
 
 
 @pytest.fixture
@@ -58,27 +55,3 @@ def test_teachers_leave_the_device_when_the_window_is_over(moves, batch, eval_te
     )
     algorithm._events._start_pass(state, None)
     assert moves == expected
-
-
-@pytest.mark.parametrize("elsewhere", [0, 1])
-def test_a_rank_that_ran_out_of_memory_is_heard_by_the_others(monkeypatch, elsewhere):
-    asked = []
-
-    def reduce(tensor, reduce_operation="SUM"):
-        asked.append(reduce_operation)
-        if reduce_operation == "MAX":
-            tensor.fill_(elsewhere)
-
-    monkeypatch.setattr(dist, "all_reduce", reduce)
-    state = SimpleNamespace(auto_microbatching=True, device=DeviceCPU())
-    if elsewhere:
-        with pytest.raises(RuntimeError, match=OOM_FOUND_ON_OTHER_RANK):
-            agree_on_memory(state)
-    else:
-        agree_on_memory(state)
-    assert asked == ["MAX", "MIN"]  # Composer's own question, in its order
-
-
-def test_without_automatic_microbatching_nothing_is_asked(monkeypatch):
-    monkeypatch.setattr(dist, "all_reduce", lambda *args, **kwargs: pytest.fail("asked"))
-    agree_on_memory(SimpleNamespace(auto_microbatching=False))

@@ -6,7 +6,7 @@ import pytest
 from composer.core import Time, Timestamp, TimeUnit
 from composer.optim import LinearScheduler
 
-from composer_distill.training.schedule import (
+from composer_distill.schedule import (
     Window,
     check_weight,
     elapsed_fraction,

@@ -6,7 +6,7 @@ import torch
 from composer.models import ComposerModel
 from torch import nn
 
-from composer_distill.terms.outputs import (
+from composer_distill.teachers.outputs import (
     call_model,
     check_class_axis,
     check_shapes,
