@@ -9,15 +9,17 @@ from composer.loggers import Logger
 from torch import Tensor, nn
 
 from composer_distill.losses import FusedLinearKL
-from composer_distill.schedule import Weight, Window, check_weight, to_time
+from composer_distill.schedule import Weight, Window, check_weight, to_time, weight_now
 from composer_distill.teachers import Teacher
 from composer_distill.teachers.roster import check_same, labels_of, to_teachers
 from composer_distill.teachers.sharding import Sharding
 from composer_distill.telemetry.observer import Observer
 from composer_distill.terms.fused import FusedTerm
-from composer_distill.terms.logits import DistillationTerm
+from composer_distill.terms.logits import LogitsTerm
 from composer_distill.terms.panel import TeacherPanel
 from composer_distill.terms.positions import MaskFn, check_mask_fn
+from composer_distill.terms.protocol import Term
+from composer_distill.terms.student import StudentReader
 from composer_distill.terms.vocabulary import check_vocab_size
 from composer_distill.training.arguments import (
     check_choice,
@@ -159,21 +161,20 @@ class Distillation(Algorithm):
     def _answering(self) -> EventHandlers:
         """Return what answers the events."""
         panel = TeacherPanel(self.teachers, self.n_teachers_to_sample, self.seed, self.combine)
-        loss = self.kd_loss_fn
+        reader = StudentReader(self.student_output_fn, self.mask_fn, self.vocab_size)
+        loss, weight, on_nonfinite = self.kd_loss_fn, self._kd_weight, self.on_nonfinite
         fused = loss if isinstance(loss, FusedLinearKL) else None
         observer = Observer(panel.labels) if self.telemetry and fused is None else None
-        distance = DistillationTerm(
-            panel,
-            loss,
-            observer,
-            self.on_nonfinite == "skip",
-            self.student_output_fn,
-            self.mask_fn,
-            self.vocab_size,
-        )
-        term = distance if fused is None else FusedTerm(distance, fused, self.on_nonfinite)
-        evaluation = TeacherEvaluation(distance) if self.eval_teachers else None
-        return EventHandlers(self, term, Logbook(panel, observer), evaluation)
+        logits = LogitsTerm(panel, reader, loss, weight, observer, on_nonfinite)
+        if fused is not None:
+            term: Term = FusedTerm(panel, reader, fused, weight, on_nonfinite)
+        else:
+            term = logits
+        evaluation = TeacherEvaluation(logits) if self.eval_teachers else None
+        return EventHandlers(self, panel, [term], Logbook(panel, observer), evaluation)
+
+    def _kd_weight(self, state: State) -> float:
+        return weight_now(self.kd_loss_weight, state, "kd_loss_weight")
 
     def match(self, event: Event, state: State) -> bool:
         """Return whether ``apply`` has something to do at ``event``."""

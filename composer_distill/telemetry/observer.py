@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from composer_distill.teachers.microbatch import Compared
 from composer_distill.teachers.streams import untouched_streams
 from composer_distill.telemetry.values import (
     ChanceWatch,
@@ -44,10 +45,8 @@ class Observer:
     def watch(
         self,
         values: dict[str, Tensor],
-        student: Tensor,
+        student: Compared,
         distance: Callable[[Tensor], Tensor],
-        classes: Tensor | None,
-        axis: int,
         *,
         alone: bool,
     ) -> Watch:
@@ -55,13 +54,12 @@ class Observer:
 
         Args:
             values: Where the microbatch's values are gathered.
-            student: The student's compared logits.
+            student: What is compared of the student, with labels only where they can be trusted.
             distance: The distillation loss of the student from an answer; called without a graph.
-            classes: The labels' class indices; None where there are none to trust.
-            axis: The class axis.
             alone: Whether no other teacher answers: then the loss of its answer is the term's own,
                 and is left to :meth:`note_loss`.
         """
+        axis, classes = student.axis, student.labels
 
         def note(index: int, logits: Tensor) -> None:
             if not alone:
@@ -70,7 +68,7 @@ class Observer:
             if not is_classification(logits, axis):
                 return
             if index not in self._seen:
-                both = are_probabilities(student, axis)  # then the loss may be one of shares
+                both = are_probabilities(student.logits, axis)  # then the loss may be one of shares
                 values[f"{_SHARES}{index}"] = are_probabilities(logits, axis) * (1.0 - both)
             if classes is not None and self._chance.wants(self._labels[index]):
                 values[f"{_CHANCE}{index}"] = chance_ratio(logits, classes, axis)

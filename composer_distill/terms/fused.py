@@ -1,6 +1,6 @@
 """The distillation term from hidden states and output embeddings, where no logits are compared."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,9 +9,13 @@ from torch import Tensor
 
 from composer_distill.losses import FusedLinearKL
 from composer_distill.teachers.heads import Head, HeadRecorder
-from composer_distill.teachers.outputs import check_shapes
-from composer_distill.terms.logits import DistillationTerm
-from composer_distill.terms.positions import kept_positions
+from composer_distill.teachers.live import LiveTeacher
+from composer_distill.teachers.microbatch import Microbatch
+from composer_distill.terms.comparison import check_shapes
+from composer_distill.terms.guard import FiniteGuard
+from composer_distill.terms.panel import TeacherPanel
+from composer_distill.terms.protocol import Measured
+from composer_distill.terms.student import StudentReader
 from composer_distill.terms.vocabulary import cut_vocabulary
 
 
@@ -23,36 +27,32 @@ class FusedTerm:
     exist, since its own loss reads them, but neither their gradient nor a teacher's logits do.
 
     Args:
-        term: Knows the teachers, and how to read the student's output.
+        panel: The teachers.
+        reader: Reads the student.
         loss: The fused loss.
+        weight: The term's weight, from the Trainer's state.
         on_nonfinite: As in ``Distillation``.
 
     Raises:
         ValueError: If an option needs logits.
     """
 
-    def __init__(self, term: DistillationTerm, loss: FusedLinearKL, on_nonfinite: str) -> None:
-        panel = term.panel
-        for teacher, label in zip(panel.teachers, panel.labels, strict=True):
-            if not teacher.answers_as_the_student:
-                raise ValueError(
-                    f"{label}: FusedLinearKL reads hidden states, so that input_fn, output_fn and "
-                    "microbatch_size have no place in it. Leave them out, or use KLDivergence."
-                )
-        answering = panel.n_sampled or len(panel.teachers)
-        if panel.combine == "probabilities" and answering > 1:
-            raise ValueError(
-                f"combine='probabilities' mixes the logits of {answering} teachers, which "
-                "FusedLinearKL never has. Use combine='logits', n_teachers_to_sample=1 or "
-                "KLDivergence."
-            )
-        if on_nonfinite == "skip":
-            raise ValueError(
-                "on_nonfinite='skip' replaces a teacher's logits, which FusedLinearKL never has. "
-                "Use on_nonfinite='raise' or KLDivergence."
-            )
+    weight_name = "distillation/kd_loss_weight"
+    listens = True
+
+    def __init__(
+        self,
+        panel: TeacherPanel,
+        reader: StudentReader,
+        loss: FusedLinearKL,
+        weight: Callable[[State], float],
+        on_nonfinite: str,
+    ) -> None:
+        _check_options(panel, on_nonfinite)
         self.panel = panel
-        self._term = term
+        self.reader = reader
+        self.weight = weight
+        self.guard = FiniteGuard("or use KLDivergence, which takes on_nonfinite='skip'.")
         self._loss = loss
         self._student: HeadRecorder | None = None
 
@@ -63,7 +63,7 @@ class FusedTerm:
             ValueError: If it has none, or its weights are cut over the ranks, or a teacher's
                 tokenizer is another one.
         """
-        self._term.prepare(state)
+        self.reader.prepare(state, self.panel.teachers, self.panel.labels)
         if state.fsdp_config is not None:
             raise ValueError(
                 "FusedLinearKL reads the weight of the student's output embedding, which FSDP cuts "
@@ -81,15 +81,18 @@ class FusedTerm:
         if self._student is not None:
             self._student.__exit__()
 
+    def check(self, batch: int) -> None:
+        """Raise ValueError where a teacher's answer to the batch held NaN or infinity."""
+        self.guard.check(batch)
+
     def forget(self) -> None:
-        """Listen no more, and keep nothing of a microbatch that was not measured."""
+        """Listen no more, and keep nothing of a batch."""
+        self.guard.forget()
         if self._student is not None:
             self._student.__exit__()
             self._student.forget()
 
-    def measure(
-        self, state: State, view: Any, *, trust_labels: bool
-    ) -> tuple[Tensor, dict[str, Tensor], int | None]:
+    def measure(self, state: State, view: Any, *, trust_labels: bool) -> Measured:
         """Return the loss, values for the log and the number of positions that count.
 
         Args:
@@ -100,46 +103,79 @@ class FusedTerm:
         Raises:
             ValueError: If student or teacher has no head to be read, or their sizes differ.
         """
-        term, panel = self._term, self.panel
         self._loss.resolve(state)
-        logits = term.student_logits(state.outputs)
-        mask = kept_positions(term.mask_fn, view, state.outputs, logits, term.task)
+        logits = self.reader.logits(state.outputs)
+        microbatch = self.reader.read(view, state.outputs, logits)
         if self._student is None:
             raise RuntimeError("FusedTerm.prepare was not called. Add the algorithm to a Trainer.")
         whole = self._student.take(logits)
         ours = self._cut(whole, "the student")
-        heads: list[tuple[float, Head]] = []
-        for index, share in panel.draw(int(state.timestamp.batch)):
-            label = panel.labels[index]
-            answer = panel.ask_head(index, view, state, logits.device)
-            remedy = term.explain_sizes(len(whole.weight), len(answer.weight))
-            answer = self._cut(answer, label)
-            if answer.hidden.shape[:-1] != ours.hidden.shape[:-1]:
-                raise ValueError(
-                    f"{label}: it answers positions of shape {tuple(answer.hidden.shape[:-1])} "
-                    f"where the student answers {tuple(ours.hidden.shape[:-1])}. Use KLDivergence "
-                    "with Teacher(..., input_fn=...) or student_output_fn."
-                )
-            check_shapes(_stand_in(ours), _stand_in(answer), label, remedy)
-            heads.append((share, answer))
+        drawn = self.panel.draw(int(state.timestamp.batch))
+        heads = [
+            (share, self._answer(index, microbatch, state, ours, len(whole.weight)))
+            for index, share in drawn
+        ]
         theirs = mean_head(heads, ours.hidden.dtype)
         distance = self._loss(
             ours.hidden,
             ours.weight,
             theirs.hidden,
             theirs.weight,
-            mask,
+            microbatch.mask,
             student_bias=ours.bias,
             teacher_bias=theirs.bias,
         )
-        count = None if mask is None else int(mask.sum())
-        return distance, {"loss/train/kd": distance.detach()}, count
+        positions = None if microbatch.mask is None else int(microbatch.mask.sum())
+        return Measured(distance, {"loss/train/kd": distance.detach()}, positions)
+
+    def _answer(
+        self, index: int, microbatch: Microbatch, state: State, ours: Head, classes: int
+    ) -> Head:
+        """Return a teacher's head of the real vocabulary, checked against the student's."""
+        source, label = self.panel.sources[index], self.panel.labels[index]
+        if not isinstance(source, LiveTeacher):
+            raise TypeError(f"{label}: it has no hidden states. Use KLDivergence.")
+        found, logits = self.panel.timed(source.head, microbatch, state)
+        # One position's logits have met each row of the embedding
+        self.guard.note(label, found.hidden, logits)
+        remedy = self.reader.explain_sizes(classes, len(found.weight))
+        answer = self._cut(found, label)
+        if answer.hidden.shape[:-1] != ours.hidden.shape[:-1]:
+            raise ValueError(
+                f"{label}: it answers positions of shape {tuple(answer.hidden.shape[:-1])} "
+                f"where the student answers {tuple(ours.hidden.shape[:-1])}. Use KLDivergence "
+                "with Teacher(..., input_fn=...) or student_output_fn."
+            )
+        check_shapes(_stand_in(ours), _stand_in(answer), label, remedy)
+        return answer
 
     def _cut(self, head: Head, owner: str) -> Head:
         """Return the head of the real vocabulary."""
-        size = self._term.vocab_size
+        size = self.reader.vocab_size
         weight = cut_vocabulary(head.weight, size, owner, axis=0)
         return Head(head.hidden, weight, None if head.bias is None else head.bias[:size])
+
+
+def _check_options(panel: TeacherPanel, on_nonfinite: str) -> None:
+    """Refuse options that need logits."""
+    for teacher, label in zip(panel.teachers, panel.labels, strict=True):
+        if not teacher.answers_as_the_student:
+            raise ValueError(
+                f"{label}: FusedLinearKL reads hidden states, so that input_fn, output_fn and "
+                "microbatch_size have no place in it. Leave them out, or use KLDivergence."
+            )
+    answering = panel.n_sampled or len(panel.teachers)
+    if panel.combine == "probabilities" and answering > 1:
+        raise ValueError(
+            f"combine='probabilities' mixes the logits of {answering} teachers, which "
+            "FusedLinearKL never has. Use combine='logits', n_teachers_to_sample=1 or "
+            "KLDivergence."
+        )
+    if on_nonfinite == "skip":
+        raise ValueError(
+            "on_nonfinite='skip' replaces a teacher's logits, which FusedLinearKL never has. "
+            "Use on_nonfinite='raise' or KLDivergence."
+        )
 
 
 def mean_head(heads: Sequence[tuple[float, Head]], dtype: torch.dtype) -> Head:

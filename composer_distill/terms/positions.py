@@ -230,24 +230,6 @@ def align(labels: Tensor, task: Task) -> Tensor:
     return F.pad(labels[..., 1:], (0, 1), value=IGNORED_LABEL)
 
 
-def select_positions(tensor: Tensor, mask: Tensor, axis: int = -1) -> Tensor:
-    """Return the kept positions only, as rows.
-
-    Args:
-        tensor: Logits.
-        mask: True where a position counts.
-        axis: The class axis of the logits.
-
-    Shape:
-        - tensor: ``(..., C)``, or the class axis at ``axis``.
-        - mask: ``(...)``.
-        - result: ``(K, C)``, with K the number of kept positions; K may be 0.
-    """
-    # The gradient of tensor[mask] takes several times as long as that of whole rows
-    rows = tensor.movedim(axis, -1).reshape(-1, tensor.shape[axis])
-    return rows.index_select(0, mask.reshape(-1).nonzero().squeeze(1))
-
-
 def _labels(batch: Any) -> Tensor | None:
     if isinstance(batch, Mapping):
         labels = batch.get("labels")

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from composer_distill.terms.protocol import Measured
+
 
 def task_loss(loss: Any) -> Tensor:
     """Return the scalar that Composer would train for ``loss``, detached.
@@ -87,6 +89,13 @@ class Contribution:
         self.values: dict[str, Tensor] = {}
         self.count: int | None = None
         self.task: Tensor | None = None
+
+    def add(self, measured: Measured, weight: float) -> None:
+        """Add a term that was measured, and what it tells."""
+        weighted = measured.loss * weight
+        self.term = weighted if self.term is None else self.term + weighted
+        self.values |= measured.values
+        self.count = measured.positions if self.count is None else self.count
 
     def join(self, loss: Any, peers: Sequence["Contribution"]) -> Any:
         """Return the loss with this term in it, and remember the student's own.

@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 from torchmetrics import Metric
 
+from composer_distill.teachers.microbatch import Compared
 from composer_distill.teachers.splitting import shallow_copy
 from composer_distill.telemetry.values import (
     divergence_and_entropies,
     is_classification,
     top1_agreement,
 )
-from composer_distill.terms.logits import DistillationTerm
+from composer_distill.terms.logits import LogitsTerm
 from composer_distill.terms.task import Task
 
 
@@ -33,7 +34,7 @@ class TeacherEvaluation:
         term: Knows the teachers and how to read the student's output.
     """
 
-    def __init__(self, term: DistillationTerm) -> None:
+    def __init__(self, term: LogitsTerm) -> None:
         self._term = term
         self._metrics: list[dict[str, Metric]] = []
         self._sums: Tensor | None = None
@@ -47,9 +48,10 @@ class TeacherEvaluation:
 
     def update(self, state: State, logger: Logger) -> None:
         """EVAL_AFTER_FORWARD: the teachers answer the microbatch that the student answered."""
-        view, task = _with_labels(state, self._term.task)
-        comparison = self._term.compare(view, state.outputs, task, select=False)
-        size = len(comparison.student)
+        term, (view, task) = self._term, _with_labels(state, self._term.reader.task)
+        # Teachers answer every position, whatever is compared, for their own metrics
+        microbatch = replace(term.read(view, state.outputs, task), selects=False)
+        size = len(microbatch.logits)
         padding = _is_padding(state, size, self._seen)
         self._seen += size
 
@@ -57,17 +59,18 @@ class TeacherEvaluation:
             if not padding:
                 self._update_metrics(index, logits, state)
 
-        target = self._term.panel.target(
-            self._term.panel.draw(0, everyone=True),
-            shallow_copy(state.batch),
-            comparison,
-            state,
-            temperature=self._term.temperature,
-            watch=watch,
-        )
-        self._term.panel.forget()  # nothing asks for what it noted of this
-        student, target, axis = comparison.logged(target)
-        if padding or comparison.empty or not is_classification(student, axis):
+        everyone = term.panel.draw(0, everyone=True)
+        asked = replace(microbatch, view=shallow_copy(state.batch))
+        target = term.target(everyone, asked, state, watch)
+        term.forget()  # nothing asks for what it noted of this
+        term.panel.forget()
+        if not (padding or microbatch.empty):
+            self._add(asked.kept, asked.keep(target))
+
+    def _add(self, kept: Compared, target: Tensor) -> None:
+        """Add a microbatch's kept positions to the sums of the set."""
+        student, axis = kept.logits, kept.axis
+        if not is_classification(student, axis):
             return
         agreement = top1_agreement(student, target, axis)
         kl, _, _ = divergence_and_entropies(student, target, axis)

@@ -1,7 +1,7 @@
 """What ``Distillation`` does at each event: the only file to answer events, write State or log."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -14,8 +14,8 @@ from composer_distill.teachers import Teacher
 from composer_distill.teachers.roster import check_apart
 from composer_distill.teachers.sharding import Sharding
 from composer_distill.teachers.splitting import shallow_copy
-from composer_distill.terms.fused import FusedTerm
-from composer_distill.terms.logits import DistillationTerm
+from composer_distill.terms.panel import TeacherPanel
+from composer_distill.terms.protocol import Term
 from composer_distill.training.blending import Contribution
 from composer_distill.training.evaluation import TeacherEvaluation
 from composer_distill.training.logbook import Logbook
@@ -29,10 +29,8 @@ class Settings(Protocol):
 
     teachers: tuple[Teacher, ...]
     kd_loss_fn: Any
-    kd_loss_weight: Weight
     org_loss_weight: Weight
     window: Window
-    on_nonfinite: str
     teacher_sharding: Sharding
 
 
@@ -41,7 +39,8 @@ class EventHandlers:
 
     Args:
         settings: The instance.
-        term: Asks the teachers and measures the student's distance from them.
+        panel: The teachers.
+        terms: What is added to the student's own loss, each with its weight.
         book: Gathers a batch's values.
         evaluation: Lets the teachers answer evaluation sets; None where they do not.
     """
@@ -49,14 +48,15 @@ class EventHandlers:
     def __init__(
         self,
         settings: Settings,
-        term: DistillationTerm | FusedTerm,
+        panel: TeacherPanel,
+        terms: Sequence[Term],
         book: Logbook,
         evaluation: TeacherEvaluation | None,
     ) -> None:
         self._settings = settings
-        self._term = term
-        self._panel = term.panel
-        self._fused = term if isinstance(term, FusedTerm) else None
+        self._panel = panel
+        self._terms = tuple(terms)
+        self._listeners = [term for term in self._terms if term.listens]
         self._book = book
         self._evaluates = evaluation is not None
         self._inside: bool | None = None  # the window, as of the batch that began last
@@ -90,7 +90,7 @@ class EventHandlers:
         """Return whether ``apply`` has something to do at ``event``."""
         window = self._settings.window
         if event is Event.BEFORE_FORWARD:  # == of these costs more, and comes 13 times a batch
-            return self._fused is not None and window.contains(state)
+            return bool(self._listeners) and window.contains(state)
         if event is Event.AFTER_FORWARD or event is Event.AFTER_LOSS:
             return window.contains(state)
         if event is Event.BEFORE_BACKWARD:
@@ -115,7 +115,8 @@ class EventHandlers:
         settings = self._settings
         check_apart(settings.teachers, state.model, state.optimizers or ())
         self.identities = [teacher.identity() for teacher in settings.teachers]
-        self._term.prepare(state)
+        for term in self._terms:
+            term.prepare(state)
         self._panel.prepare(state, settings.teacher_sharding)
         if isinstance(settings.kd_loss_fn, nn.Module):
             state.device.module_to_device(settings.kd_loss_fn)
@@ -134,8 +135,7 @@ class EventHandlers:
         check_apart(settings.teachers, state.model, state.optimizers or ())
         settings.window.check(state)
         self._book.forget()  # a fit that was interrupted in a batch may have left something
-        self._forget_microbatch()
-        self._panel.forget()
+        self._forget_batch()
         if settings.window.is_idle(state):
             _log.warning(
                 "%s will not act in this training: start_dur lies at or behind its end_dur or the "
@@ -146,8 +146,7 @@ class EventHandlers:
     def _start_pass(self, state: State, logger: Logger) -> None:
         """BEFORE_TRAIN_BATCH: the window opens or closes, or a pass cut off begins anew."""
         self._book.start_pass()
-        self._forget_microbatch()
-        self._panel.forget()
+        self._forget_batch()
         window = self._settings.window
         inside = window.contains(state)
         if inside != bool(self._inside):
@@ -160,31 +159,33 @@ class EventHandlers:
             self._panel.leave()
 
     def _listen(self, state: State, logger: Logger) -> None:
-        """BEFORE_FORWARD: the fused loss needs the student's hidden states."""
+        """BEFORE_FORWARD: some terms need more of the student than its output."""
         self._is_open = True
-        if self._fused is not None:
-            self._fused.start_forward()
+        for term in self._listeners:
+            term.start_forward()
 
     def _remember_view(self, state: State, logger: Logger) -> None:
         """AFTER_FORWARD: keep the view that the student saw, before labels are smoothed."""
-        if self._fused is not None:
-            self._fused.end_forward()
+        for term in self._listeners:
+            term.end_forward()
         self._is_open, self._view = True, shallow_copy(state.batch)
         self._contribution = Contribution()
 
     def _distil(self, state: State, logger: Logger) -> None:
-        """AFTER_LOSS: run the teachers, and join their term unless the loss is yet to be mixed."""
+        """AFTER_LOSS: measure the terms, and join them unless the loss is yet to be mixed."""
         ours, settings = self._contribution, self._settings
         ours.org_weight = weight_now(settings.org_loss_weight, state, "org_loss_weight")
-        kd_weight = weight_now(settings.kd_loss_weight, state, "kd_loss_weight")
-        self._book.note_weights(kd_weight, ours.org_weight)
-        if kd_weight > 0.0:
+        weights = {term.weight_name: term.weight(state) for term in self._terms}
+        self._book.note_weights(weights, ours.org_weight)
+        acting = [term for term in self._terms if weights[term.weight_name] > 0.0]
+        if acting:
             view = shallow_copy(state.batch) if self._view is None else self._view
             trust_labels = ours.org_weight > 0.0  # else they may be placeholders
-            found = self._term.measure(state, view, trust_labels=trust_labels)
-            distance, ours.values, ours.count = found
+            for term in acting:
+                measured = term.measure(state, view, trust_labels=trust_labels)
+                ours.add(measured, weights[term.weight_name])
             agree_on_memory(state)
-            ours.term, self._view = distance * kd_weight, None
+            self._view = None
         if not self._joins_late:
             self._join(state, logger)
 
@@ -198,21 +199,28 @@ class EventHandlers:
 
     def _end_pass(self, state: State, logger: Logger) -> None:
         """AFTER_TRAIN_BATCH: stop on a broken teacher before the optimizer's step."""
-        if self._settings.on_nonfinite == "raise":
-            self._panel.check_finite(int(state.timestamp.batch))
+        for term in self._terms:
+            term.check(int(state.timestamp.batch))
         self._book.complete_pass()
         self._forget_microbatch()
 
     def _forget_microbatch(self) -> None:
         """Keep nothing of the last microbatch: no tensor outlives it, and copies can be made."""
         self._view, self._contribution, self._is_open = None, Contribution(), False
-        if self._fused is not None:
-            self._fused.forget()
+        for term in self._listeners:
+            term.end_forward()
+
+    def _forget_batch(self) -> None:
+        """Keep nothing of a batch that ended, or of a pass that did not complete."""
+        self._forget_microbatch()
+        self._panel.forget()
+        for term in self._terms:
+            term.forget()
 
     def _log(self, state: State, logger: Logger) -> None:
         """BATCH_END: log one value a batch, the same on every rank."""
         metrics = self._book.take(state)
-        self._panel.forget()
+        self._forget_batch()
         if metrics:
             step = int(state.previous_timestamp.batch) if state.previous_timestamp else None
             logger.log_metrics(metrics, step=step)

@@ -1,6 +1,7 @@
 """The values of one instance of ``Distillation``, batch by batch, as its log shows them."""
 
 import logging
+from collections.abc import Mapping
 
 import torch
 from composer.core import Precision, State
@@ -44,12 +45,14 @@ class Logbook:
         """Keep the pass that just ended, if it is the batch's first."""
         self._meter.complete_pass()
 
-    def note_weights(self, kd_weight: float, org_weight: float) -> None:
-        """Note the weights in force, which are the same for the whole batch."""
-        self._weights = {
-            "distillation/kd_loss_weight": kd_weight,
-            "distillation/org_loss_weight": org_weight,
-        }
+    def note_weights(self, weights: Mapping[str, float], org_weight: float) -> None:
+        """Note the weights in force, which are the same for the whole batch.
+
+        Args:
+            weights: Each term's weight, by its name in the log.
+            org_weight: The weight of the student's own loss.
+        """
+        self._weights = {**weights, "distillation/org_loss_weight": org_weight}
 
     def note_on_backward(
         self, term: Tensor, values: dict[str, Tensor], count: int | None, state: State

@@ -179,8 +179,8 @@ def test_a_regression_has_no_agreement():
 
 
 def test_an_evaluation_leaves_nothing_behind(monkeypatch):
-    monkeypatch.setattr("composer_distill.terms.panel.can_be_read", lambda tensor: False)
+    monkeypatch.setattr("composer_distill.terms.guard.can_be_read", lambda tensor: False)
     term = Distillation(mlp(1), KLDivergence(2.0), eval_teachers=True)
     evaluated(Classifier(mlp(0)), [term])
-    assert not term._events._panel._extremes
-    assert not term._events._panel._latest
+    assert not term._events._terms[0].guard._extremes
+    assert not term._events._terms[0].guard._latest

@@ -144,7 +144,7 @@ def test_a_batch_that_was_interrupted_leaves_nothing_in_the_next_fit(event):
 def readable(request, monkeypatch):
     """Look at a teacher's answers at once, as on a CPU, and once a batch, as on a GPU."""
     if not request.param:
-        monkeypatch.setattr("composer_distill.terms.panel.can_be_read", lambda tensor: False)
+        monkeypatch.setattr("composer_distill.terms.guard.can_be_read", lambda tensor: False)
 
 
 @pytest.mark.usefixtures("readable")

@@ -20,7 +20,8 @@ def moves(monkeypatch):
 
 
 def on_gpu(panel):
-    panel._device, panel._settled = torch.device("cuda"), True
+    for source in panel.sources:
+        source._device = torch.device("cuda")
 
 
 def test_teachers_leave_the_device_once_and_come_back_once(moves):

@@ -1,0 +1,126 @@
+"""A teacher at work in a Trainer: placed or sharded, and asked without leaving a trace."""
+
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from composer.core import State, get_precision_context
+from torch import Tensor
+
+from composer_distill.teachers.heads import Head, HeadRecorder, only_at
+from composer_distill.teachers.microbatch import Microbatch
+from composer_distill.teachers.outputs import call_model, extract_logits
+from composer_distill.teachers.sharding import Sharding, is_to_be_sharded, reshard, shard
+from composer_distill.teachers.streams import untouched_streams
+
+if TYPE_CHECKING:
+    from composer_distill.teachers.teacher import Teacher
+
+
+class LiveTeacher:
+    """A source of targets that runs a model.
+
+    Args:
+        teacher: The model and its options.
+        label: What errors and logs call it in this run.
+    """
+
+    def __init__(self, teacher: "Teacher", label: str) -> None:
+        self.teacher = teacher
+        self.label = label
+        self.weight = teacher.weight
+        self._device = torch.device("cpu")
+        self._sharded = False
+        self._away = False
+        self._recorder: HeadRecorder | None = None
+
+    def prepare(self, state: State, sharding: Sharding) -> None:
+        """Freeze the model, and place it on the Trainer's device or shard it, at INIT.
+
+        Args:
+            state: The Trainer's state.
+            sharding: Whether teachers are whole on each rank; see ``Distillation``.
+
+        Raises:
+            ValueError: If it can't be sharded as asked, or has no weights.
+        """
+        self._device = state.device.tensor_to_device(torch.empty(0)).device
+        self._away = False
+        self.teacher.freeze()
+        self._sharded = is_to_be_sharded(self.teacher.model, sharding, state, self.label)
+        if self._sharded:
+            self.teacher.place(torch.device("cpu"))
+            shard(self.teacher.model, state)
+        else:
+            self.teacher.place(self._device)
+
+    def settle(self) -> None:
+        """Bring the model back to the device, if it had left it."""
+        if self._away:
+            self._away = False
+            self.teacher.place(self._device)
+
+    def leave(self) -> None:
+        """Free the device of the model; one that is sharded stays."""
+        if not (self._away or self._sharded or self._device.type == "cpu"):
+            self._away = True
+            self.teacher.to_host()
+
+    def target(self, microbatch: Microbatch, state: State) -> Tensor:
+        """Return the model's logits, in eval mode and in the Trainer's precision.
+
+        Args:
+            microbatch: What the student saw and answered; it is left unchanged.
+            state: The Trainer's state.
+        """
+        kept = microbatch.head_mask if self.teacher.answers_as_the_student else None
+        return self._forward(microbatch, state, only_at(self.teacher.model, kept))
+
+    def head(self, microbatch: Microbatch, state: State) -> tuple[Head, Tensor]:
+        """Return the model's hidden states and output embedding, and its logits at one position.
+
+        Args:
+            microbatch: What the student saw and answered; it is left unchanged.
+            state: The Trainer's state.
+
+        Raises:
+            ValueError: If the model's logits are not the product of the two.
+        """
+        if self._recorder is None:
+            self._recorder = HeadRecorder(self.teacher.model, self.label, skip=True)
+        logits = self._forward(microbatch, state, self._recorder)
+        return self._recorder.take(logits), logits
+
+    def _forward(
+        self, microbatch: Microbatch, state: State, around: AbstractContextManager[Any]
+    ) -> Tensor:
+        """Return the model's raw logits, its forward run inside of ``around``."""
+        # fp8 off, as in Composer's own evaluation: it needs sizes divisible by 16
+        precision = get_precision_context(
+            state.precision, state.precision_config, fp8_autocast_enabled=False
+        )
+        extract = partial(extract_logits, owner=self.label)
+        with untouched_streams(microbatch.logits.device), torch.no_grad(), precision, around:
+            try:
+                logits = self.teacher.forward(microbatch.view, call_model, extract)
+            except Exception as error:
+                _add_name(error, self.label)
+                raise
+            if self._sharded:
+                reshard(self.teacher.model)
+        # A teacher may turn gradients or inference mode on in its own forward
+        return logits.clone() if logits.is_inference() else logits.detach()
+
+
+def _add_name(error: Exception, label: str) -> None:
+    """Say which teacher an error of its forward comes from; its kind and text stay as they are.
+
+    Composer must still know an out-of-memory error for what it is. Before Python 3.11 errors take
+    no notes.
+    """
+    if hasattr(error, "add_note"):
+        error.add_note(  # pyright: ignore[reportAttributeAccessIssue]
+            f"{label} failed on the student's batch. Other inputs go to it by "
+            "Teacher(..., input_fn=...), another type by Teacher(..., dtype=...)."
+        )

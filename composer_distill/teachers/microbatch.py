@@ -1,0 +1,129 @@
+"""What a microbatch is: the batch as the student saw it, its logits, and what of them counts."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Compared(NamedTuple):
+    """What of a microbatch's logits a loss gets and a log tells of.
+
+    Shape:
+        - logits: ``(K, C)`` where kept positions were selected, else ``(..., C)`` or the class axis
+          at ``axis``.
+        - mask, labels: the same without the class axis; a mask only where none were selected.
+    """
+
+    logits: Tensor
+    axis: int = -1
+    mask: Tensor | None = None
+    labels: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """A microbatch that the student has answered; all rooms get what they need of it from here.
+
+    Kept positions are selected before any loss and before everything that is logged, so that no
+    softmax runs over a position that does not count. Where no position is kept, one position of
+    zeros stands in for them: every value keeps its name on every rank, and ``empty`` says that the
+    values mean nothing.
+
+    Args:
+        view: The batch as the student saw it. Nothing may change it.
+        outputs: The student's whole output.
+        logits: The student's logits over the real vocabulary.
+        mask: True where a position counts, None where all do.
+        labels: The class that each position predicts, -100 for none; None where they are not known
+            or not needed.
+        axis: The class axis.
+        selects: Whether a loss gets the kept positions as rows; otherwise it gets the mask.
+
+    Shape:
+        - logits: ``(..., C)``, or the class axis at ``axis``.
+        - mask, labels: the same without the class axis.
+
+    Example:
+        >>> import torch
+        >>> mask = torch.tensor([[True, False, True]])
+        >>> microbatch = Microbatch({}, None, torch.zeros(1, 3, 9), mask)
+        >>> microbatch.count, tuple(microbatch.compared.logits.shape)
+        (2, (2, 9))
+    """
+
+    view: Any
+    outputs: Any
+    logits: Tensor
+    mask: Tensor | None = None
+    labels: Tensor | None = None
+    axis: int = -1
+    selects: bool = True
+
+    @cached_property
+    def kept(self) -> Compared:
+        """The kept positions, as rows where not all are: what is logged."""
+        if self.mask is None:
+            return Compared(self.logits, self.axis, None, self.labels)
+        rows, labels = self._rows, self.labels
+        if self.empty:
+            rows = self.logits.new_zeros(1, self.logits.shape[self.axis])
+            return Compared(rows, labels=None if labels is None else labels.new_zeros(1))
+        return Compared(rows, labels=None if labels is None else labels[self.mask])
+
+    @cached_property
+    def compared(self) -> Compared:
+        """What the loss gets: the kept positions, or all of them and the mask."""
+        if self.selects or self.mask is None:
+            return self.kept
+        return Compared(self.logits, self.axis, self.mask, self.labels)
+
+    def keep(self, target: Tensor) -> Tensor:
+        """Return a target in the shape of ``compared`` at the kept positions, as ``kept`` is."""
+        if self.mask is None or self.selects:
+            return target
+        return self.kept.logits if self.empty else select_positions(target, self.mask, self.axis)
+
+    @property
+    def count(self) -> int | None:
+        """How many positions count, None where all do; known without a look at the device."""
+        return None if self.mask is None else len(self._rows)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no position counts."""
+        return self.count == 0
+
+    @property
+    def head_mask(self) -> Tensor | None:
+        """The positions at which a teacher's output head may run alone, or None for all."""
+        is_last = self.axis % self.logits.ndim == self.logits.ndim - 1
+        return self.mask if self.selects and is_last else None
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        mask = self.mask
+        return self.logits if mask is None else select_positions(self.logits, mask, self.axis)
+
+    def zero(self) -> Tensor:
+        """Return 0 with a gradient path to the student, for a microbatch without positions."""
+        return self.logits[..., :0].sum()
+
+
+def select_positions(tensor: Tensor, mask: Tensor, axis: int = -1) -> Tensor:
+    """Return the kept positions only, as rows.
+
+    Args:
+        tensor: Logits.
+        mask: True where a position counts.
+        axis: The class axis of the logits.
+
+    Shape:
+        - tensor: ``(..., C)``, or the class axis at ``axis``.
+        - mask: ``(...)``.
+        - result: ``(K, C)``, with K the number of kept positions; K may be 0.
+    """
+    # The gradient of tensor[mask] takes several times as long as that of whole rows
+    rows = tensor.movedim(axis, -1).reshape(-1, tensor.shape[axis])
+    return rows.index_select(0, mask.reshape(-1).nonzero().squeeze(1))

@@ -1,0 +1,46 @@
+"""What a source of targets gives: the seam between what is compared and who answers."""
+
+from typing import Protocol
+
+from composer.core import State
+from torch import Tensor
+
+from composer_distill.teachers.microbatch import Microbatch
+from composer_distill.teachers.sharding import Sharding
+
+
+class Source(Protocol):
+    """Somebody who answers microbatches in a Trainer, such as a model at work.
+
+    Attributes:
+        label: What errors and logs call it.
+        weight: Its share where several answers are combined, positive.
+    """
+
+    label: str
+    weight: float
+
+    def prepare(self, state: State, sharding: Sharding) -> None:
+        """Get ready on the Trainer's device, at INIT; raise ValueError where it can't."""
+        ...
+
+    def settle(self) -> None:
+        """Come back to the device where it had left: batches will be asked about."""
+        ...
+
+    def leave(self) -> None:
+        """Free the device: no batch will be asked about any more."""
+        ...
+
+    def target(self, microbatch: Microbatch, state: State) -> Tensor:
+        """Return logits for a microbatch, without a graph and without a trace.
+
+        Args:
+            microbatch: What the student saw and answered. Where it has a ``head_mask`` the answer
+                may be given at those positions alone.
+            state: The Trainer's state.
+
+        Shape:
+            - result: that of the student's logits, or ``(1, K, C)`` at the positions kept.
+        """
+        ...

@@ -1,0 +1,70 @@
+"""Watch over teachers' answers: are they finite?"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from composer_distill.losses.precision import can_be_read
+
+
+class FiniteGuard:
+    """Notes what tells of NaN or infinity in answers, and waits for the device once a batch.
+
+    Args:
+        remedy: What to do about such a teacher, for the error.
+    """
+
+    def __init__(self, remedy: str) -> None:
+        self._remedy = remedy
+        self._extremes: dict[str, list[Tensor]] = {}  # that may be none, of the pass over the batch
+        self._latest: list[Tensor] = []  # of them, those of the microbatch
+
+    def start(self) -> None:
+        """Begin a microbatch."""
+        self._latest = []
+
+    def forget(self) -> None:
+        """Forget a batch that ended, or a pass that did not complete."""
+        self._extremes, self._latest = {}, []
+
+    def note(self, label: str, *answers: Tensor) -> None:
+        """Keep the least and the largest value, both finite where all values are.
+
+        Where the host sees the values it first looks at their sum, which is finite only if they
+        are, though it may be infinite besides.
+
+        Args:
+            label: Whose answers they are, for the error.
+            *answers: Tensors of any shape.
+        """
+        for answer in answers:
+            if can_be_read(answer) and math.isfinite(answer.sum().item()):
+                continue
+            both = (answer if answer.numel() else answer.new_zeros(1)).aminmax()
+            self._extremes.setdefault(label, []).extend(both)
+            self._latest.extend(both)
+
+    def all_finite(self) -> Tensor | None:
+        """Return whether the microbatch's answers were finite; None where all are known to be.
+
+        It does not wait for the device.
+        """
+        return torch.stack(self._latest).isfinite().all() if self._latest else None
+
+    def check(self, batch: int) -> None:
+        """Stop on a broken teacher: one synchronisation a batch.
+
+        Raises:
+            ValueError: Naming the first teacher whose answers held NaN or infinity.
+        """
+        noted, self._extremes = self._extremes, {}
+        if not noted:
+            return
+        values = iter(torch.stack([x for xs in noted.values() for x in xs]).tolist())
+        for label, extremes in noted.items():
+            if not all(math.isfinite(next(values)) for _ in extremes):
+                raise ValueError(
+                    f"{label}: its logits hold NaN or infinity at batch {batch}. Check its "
+                    f"checkpoint and the precision, {self._remedy}"
+                )

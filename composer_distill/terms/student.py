@@ -1,0 +1,132 @@
+"""How the student is read: its task, its logits, and which positions of them count."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from composer.core import State
+from torch import Tensor
+
+from composer_distill.teachers import Teacher
+from composer_distill.teachers.microbatch import Microbatch, select_positions
+from composer_distill.teachers.outputs import extract_logits
+from composer_distill.terms.comparison import check_shapes
+from composer_distill.terms.positions import MaskFn, aligned_labels, kept_positions
+from composer_distill.terms.task import Task, task_of
+from composer_distill.terms.vocabulary import (
+    check_same_tokenizer,
+    cut_vocabulary,
+    explain_sizes,
+    tokenizer_of,
+)
+
+
+class StudentReader:
+    """Makes a :class:`.Microbatch` of what the student saw and answered.
+
+    Args:
+        output_fn: Takes the logits out of the student's output, or None.
+        mask_fn: Says which positions count; None for the task's default.
+        vocab_size: How many classes are real; None for all.
+    """
+
+    def __init__(
+        self,
+        output_fn: Callable[[Any], Any] | None = None,
+        mask_fn: MaskFn | None = None,
+        vocab_size: int | None = None,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.task = Task()
+        self._output_fn = output_fn
+        self._mask_fn = mask_fn
+        self._tokens: int | None = None
+
+    def prepare(self, state: State, teachers: Sequence[Teacher], labels: Sequence[str]) -> None:
+        """Read the student's task, and compare its tokenizer with the teachers', at INIT.
+
+        Args:
+            state: The Trainer's state.
+            teachers: The teachers.
+            labels: What errors call each of them.
+
+        Raises:
+            ValueError: If a teacher's tokenizer is another one.
+        """
+        self.task = task_of(state.model)
+        tokenizer = tokenizer_of(state.model)
+        for teacher, label in zip(teachers, labels, strict=True):
+            other = tokenizer_of(teacher.model)
+            reads_alike = teacher.input_fn is None and teacher.output_fn is None
+            if tokenizer is not None and other is not None and reads_alike:
+                check_same_tokenizer(tokenizer, other, label, self.vocab_size)
+                self._tokens = len(tokenizer)
+
+    def logits(self, outputs: Any) -> Tensor:
+        """Return the logits of the student's output, padding of the vocabulary included."""
+        if self._output_fn is not None:
+            outputs = self._output_fn(outputs)
+        return extract_logits(outputs, "the student")
+
+    def read(
+        self,
+        view: Any,
+        outputs: Any,
+        logits: Tensor,
+        *,
+        axis: int = -1,
+        task: Task | None = None,
+        with_labels: bool = False,
+    ) -> Microbatch:
+        """Return what the student saw and answered, and which positions of it count.
+
+        Args:
+            view: The batch as the student saw it.
+            outputs: The student's output.
+            logits: The logits in it.
+            axis: The class axis.
+            task: The student's task, where it is not the one of training.
+            with_labels: Whether labels are wanted.
+        """
+        task = task or self.task
+        mask = kept_positions(self._mask_fn, view, outputs, logits, task, axis)
+        labels = aligned_labels(view, logits, task, axis) if with_labels else None
+        real = cut_vocabulary(logits, self.vocab_size, "the student", axis)
+        return Microbatch(view, outputs, real, mask, labels, axis)
+
+    def fit(self, answer: Tensor, microbatch: Microbatch, owner: str) -> Tensor:
+        """Return a teacher's logits in the shape of what is compared of the student's.
+
+        Args:
+            answer: The teacher's logits, at all positions or at the kept ones alone.
+            microbatch: What the student saw and answered.
+            owner: Which teacher it is, for errors.
+
+        Raises:
+            ValueError: If their shape does not fit the student's.
+        """
+        student, axis = microbatch.logits, microbatch.axis
+        remedy = self._about_sizes(microbatch, answer)
+        answer = cut_vocabulary(answer, self.vocab_size, owner, axis)
+        selected = microbatch.mask if microbatch.selects else None
+        at_kept = microbatch.head_mask is not None and answer.ndim == 3
+        if at_kept and answer.shape[:2] == (1, microbatch.count):
+            at_all = answer.new_empty(()).expand(*student.shape[:-1], answer.shape[-1])
+            check_shapes(student, at_all, owner, remedy)  # says what it would be elsewhere
+            answer = answer[0]
+        else:
+            check_shapes(student, answer, owner, remedy)
+            if selected is not None:
+                answer = select_positions(answer, selected, axis)
+        stands_in = selected is not None and microbatch.empty
+        return microbatch.kept.logits if stands_in else answer
+
+    def explain_sizes(self, student_size: int, teacher_size: int) -> str:
+        """Return what to do about vocabularies of unequal sizes."""
+        return explain_sizes(student_size, teacher_size, self._tokens)
+
+    def _about_sizes(self, microbatch: Microbatch, answer: Tensor) -> str | None:
+        """Return what to do if only the class axes differ; None for the usual advice."""
+        student, axis = microbatch.logits, microbatch.axis
+        if not isinstance(microbatch.view, Mapping) or not student.ndim == answer.ndim == 3:
+            return None
+        return self.explain_sizes(student.shape[axis], answer.shape[axis])
