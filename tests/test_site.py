@@ -1,6 +1,7 @@
 """What can be known of the site without building it: links, contents, and that nothing is lost."""
 
 import re
+import runpy
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -51,6 +52,11 @@ def test_relative_links_lead_to_files(source):
     targets = re.findall(r"\]\(([^)\s]+)\)", text)
     for target in (t for t in targets if not re.match(r"https?://|#", t)):
         assert (ROOT / source).parent.joinpath(target.split("#")[0]).is_file(), target
+
+
+def test_the_picture_of_a_batch_is_what_its_script_draws():
+    drawn = runpy.run_path(str(DOCS / "batch_picture.py"))["draw"]()
+    assert (DOCS / "images" / "batch.svg").read_text(encoding="utf-8") == drawn
 
 
 def test_every_public_name_is_in_the_reference():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from composer_distill.teachers.microbatch import select_positions
+from composer_distill.teachers.microbatch import Microbatch, select_positions
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -27,3 +27,46 @@ def test_selected_positions_are_rows_with_a_gradient():
     empty = select_positions(scores, torch.zeros_like(mask))
     assert empty.shape == (0, 3)
     assert empty.requires_grad
+
+
+SCORES = torch.arange(24.0).reshape(2, 3, 4).requires_grad_()
+MASK = torch.tensor([[True, False, True], [False, False, True]])
+LABELS = torch.tensor([[0, 1, 2], [3, 0, 1]])
+
+
+def test_kept_positions_are_what_is_compared_and_logged():
+    found = Microbatch({}, None, SCORES, MASK, LABELS)
+    rows = SCORES[MASK]
+    assert found.compared.logits.equal(rows)
+    assert found.compared.mask is None
+    assert found.compared.labels.tolist() == [0, 2, 1]
+    assert found.compared == found.kept
+    assert (found.count, found.empty) == (3, False)
+    assert found.keep(rows + 1).equal(rows + 1)
+    assert found.head_mask is MASK
+
+
+def test_a_loss_that_needs_the_layout_gets_the_mask_and_the_log_the_rows():
+    found = Microbatch({}, None, SCORES.movedim(-1, 1), MASK, LABELS, axis=1, selects=False)
+    assert found.compared == (found.logits, 1, MASK, LABELS)
+    assert found.kept.logits.equal(SCORES[MASK])
+    assert found.kept.axis == -1
+    assert found.keep(found.logits + 1).equal(SCORES[MASK] + 1)
+    assert found.head_mask is None
+
+
+def test_without_a_mask_everything_counts():
+    found = Microbatch({}, None, SCORES)
+    assert found.compared.logits is found.kept.logits is SCORES
+    assert (found.count, found.empty, found.head_mask) == (None, False, None)
+
+
+@pytest.mark.parametrize("selects", [True, False])
+def test_where_nothing_is_kept_one_row_stands_in(selects):
+    nothing = torch.zeros_like(MASK)
+    found = Microbatch({}, None, SCORES, nothing, LABELS, selects=selects)
+    assert (found.count, found.empty) == (0, True)
+    assert found.kept.logits.equal(torch.zeros(1, 4))
+    assert found.keep(SCORES).equal(torch.zeros(1, 4)) or selects
+    found.zero().backward()
+    assert SCORES.grad.equal(torch.zeros_like(SCORES))

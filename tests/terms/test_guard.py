@@ -1,0 +1,49 @@
+import pytest
+import torch
+
+from composer_distill.terms import guard as module
+from composer_distill.terms.guard import FiniteGuard
+
+FINE, BROKEN = torch.ones(2, 3), torch.tensor([[1.0, float("nan")]])
+
+
+@pytest.fixture(params=[True, False], ids=["on the host", "on a device that is not read"])
+def guard(request, monkeypatch):
+    monkeypatch.setattr(module, "can_be_read", lambda tensor: request.param)
+    return FiniteGuard("or mend it.")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_the_first_broken_teacher_is_named(guard, bad):
+    guard.note("teacher 0 (a)", FINE, FINE)
+    guard.note("teacher 1 (b)", FINE, torch.tensor([[0.0, bad, 0.0]]))
+    guard.note("teacher 2 (c)", BROKEN)
+    with pytest.raises(ValueError, match=r"teacher 1 \(b\).*at batch 7.*or mend it\."):
+        guard.check(7)
+    guard.check(8)  # said once
+
+
+def test_only_the_latest_microbatch_is_asked_about(guard):
+    guard.start()
+    guard.note("teacher 0 (a)", BROKEN)
+    assert not guard.all_finite()
+    guard.start()
+    guard.note("teacher 0 (a)", FINE)
+    finite = guard.all_finite()
+    assert finite is None or finite
+
+
+def test_a_batch_that_is_forgotten_stops_nothing(guard):
+    guard.note("teacher 0 (a)", BROKEN)
+    guard.forget()
+    guard.check(0)
+
+
+def test_a_sum_that_overflows_is_no_infinity(guard):
+    guard.note("teacher 0 (a)", torch.full((4,), 3e38))
+    guard.check(0)
+
+
+def test_no_value_at_all_is_finite(guard):
+    guard.note("teacher 0 (a)", torch.empty(0, 4))
+    guard.check(0)
