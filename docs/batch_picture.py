@@ -56,7 +56,7 @@ def _step(start: int, end: int, y: int, words: str) -> str:
         dot = f'<circle cx="{start}" cy="{y}" r="4" fill="#2f6f9f"/>'
         return dot + _text(start + 10, y + 4, words)
     arrow = f'<path d="M{start} {y}H{end}" stroke="#2f6f9f" fill="none" marker-end="url(#tip)"/>'
-    return arrow + _text(min(start, end) + 8, y - 5, words)
+    return arrow + _text(min(start, end) + 8, y - 7, words)
 
 
 def _text(x: int, y: int, words: str) -> str:
