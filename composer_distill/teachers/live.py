@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from composer.core import State, get_precision_context
@@ -13,9 +13,7 @@ from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.teachers.outputs import call_model, extract_logits
 from composer_distill.teachers.sharding import Sharding, is_to_be_sharded, reshard, shard
 from composer_distill.teachers.streams import untouched_streams
-
-if TYPE_CHECKING:
-    from composer_distill.teachers.teacher import Teacher
+from composer_distill.teachers.teacher import Teacher
 
 
 class LiveTeacher:
@@ -26,7 +24,7 @@ class LiveTeacher:
         label: What errors and logs call it in this run.
     """
 
-    def __init__(self, teacher: "Teacher", label: str) -> None:
+    def __init__(self, teacher: Teacher, label: str) -> None:
         self.teacher = teacher
         self.label = label
         self.weight = teacher.weight

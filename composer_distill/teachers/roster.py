@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from composer_distill.teachers.live import LiveTeacher
 from composer_distill.teachers.sharding import local
+from composer_distill.teachers.source import Source
 from composer_distill.teachers.teacher import Teacher
 
 
@@ -48,6 +50,12 @@ def labels_of(teachers: Sequence[Teacher]) -> tuple[str, ...]:
         f"teacher {index} ({teacher.name or type(teacher.model).__name__})"
         for index, teacher in enumerate(teachers)
     )
+
+
+def at_work(teachers: Sequence[Teacher]) -> tuple[Source, ...]:
+    """Return what answers microbatches in a Trainer for each teacher."""
+    pairs = zip(teachers, labels_of(teachers), strict=True)
+    return tuple(LiveTeacher(teacher, label) for teacher, label in pairs)
 
 
 def check_apart(

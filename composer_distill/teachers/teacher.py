@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from composer_distill.teachers.huggingface import build_from_composer, build_pretrained
-from composer_distill.teachers.live import LiveTeacher
 from composer_distill.teachers.placement import on_device, pin
 from composer_distill.teachers.splitting import map_tensors, shallow_copy, split
 from composer_distill.teachers.streams import untouched_streams
@@ -143,10 +142,6 @@ class Teacher:
         """Whether it reads the student's batch whole and its output is taken as it comes."""
         mapped = (self.input_fn, self.output_fn, self.microbatch_size)
         return all(option is None for option in mapped)
-
-    def at_work(self, label: str) -> LiveTeacher:
-        """Return what answers microbatches in a Trainer, called ``label`` there."""
-        return LiveTeacher(self, label)
 
     def freeze(self) -> None:
         """Turn gradients off and evaluation mode on.

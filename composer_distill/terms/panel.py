@@ -9,9 +9,8 @@ from torch import Tensor
 
 from composer_distill.teachers import Teacher
 from composer_distill.teachers.microbatch import Microbatch
-from composer_distill.teachers.roster import labels_of
+from composer_distill.teachers.roster import at_work, labels_of
 from composer_distill.teachers.sharding import Sharding
-from composer_distill.teachers.source import Source
 from composer_distill.teachers.stopwatch import Stopwatch
 from composer_distill.terms.combining import mean_logits, mean_probabilities
 from composer_distill.terms.sampling import sample_teachers
@@ -37,8 +36,7 @@ class TeacherPanel:
     ) -> None:
         self.teachers = tuple(teachers)
         self.labels = labels_of(self.teachers)
-        pairs = zip(self.teachers, self.labels, strict=True)
-        self.sources: tuple[Source, ...] = tuple(t.at_work(label) for t, label in pairs)
+        self.sources = at_work(self.teachers)
         self.n_sampled = n_sampled
         self.seed = seed
         self.combine = combine
