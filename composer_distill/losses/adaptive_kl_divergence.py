@@ -1,38 +1,36 @@
 """Adaptive Kullback-Leibler divergence (arXiv 2404.02657)."""
 
-# torch.compile cannot trace the definition of a function whose annotations are a union.
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
-from composer_distill.losses.base import DistillationLoss, Schedule
-from composer_distill.losses.kernel import divergence
-from composer_distill.losses.rows import check_number, check_temperature
+from composer_distill.losses.base import Schedule
+from composer_distill.losses.checks import check_share
+from composer_distill.losses.divergence import divergence
+from composer_distill.losses.functional import TemperedLoss
 from composer_distill.losses.softened import Formula, Softened, log_ratio, through_softmax
 
+_REMEDY = "The paper uses 0.5."
 
-def _formula(mu: float) -> Formula:
-    mu = _check(mu)
 
-    def terms(student: Softened, teacher: Softened) -> Tensor:
-        head = _head_share(student.probs, teacher.probs, mu)
-        ratio = log_ratio(student, teacher)
-        return (head * teacher.probs - (1.0 - head) * student.probs) * ratio
+def _terms(student: Softened, teacher: Softened, mu: float) -> Tensor:
+    head = _head_share(student.probs, teacher.probs, mu)
+    ratio = log_ratio(student, teacher)
+    return (head * teacher.probs - (1.0 - head) * student.probs) * ratio
 
-    def rows(student: Softened, teacher: Softened, wanted: bool) -> tuple[Tensor, Tensor | None]:
-        head = _head_share(student.probs, teacher.probs, mu)
-        ratio = log_ratio(student, teacher)
-        forward = torch.linalg.vecdot(teacher.probs, ratio)
-        gradient, reverse = through_softmax(ratio.neg_(), student.probs)
-        share = head.squeeze(-1)
-        values = share * forward + (1.0 - share) * reverse
-        if not wanted:
-            return values, None
-        forward_gradient = student.probs.sub_(teacher.probs).mul_(head)
-        return values, gradient.mul_(1.0 - head).add_(forward_gradient)
 
-    return Formula(terms, rows)
+def _rows(
+    student: Softened, teacher: Softened, wanted: bool, mu: float
+) -> tuple[Tensor, Tensor | None]:
+    head = _head_share(student.probs, teacher.probs, mu)
+    ratio = log_ratio(student, teacher)
+    forward = torch.linalg.vecdot(teacher.probs, ratio)
+    gradient, reverse = through_softmax(ratio.neg_(), student.probs)
+    share = head.squeeze(-1)
+    values = share * forward + (1.0 - share) * reverse
+    if not wanted:
+        return values, None
+    forward_gradient = student.probs.sub_(teacher.probs).mul_(head)
+    return values, gradient.mul_(1.0 - head).add_(forward_gradient)
 
 
 def _head_share(q: Tensor, p: Tensor, mu: float) -> Tensor:
@@ -45,14 +43,6 @@ def _head_share(q: Tensor, p: Tensor, mu: float) -> Tensor:
     of_head = torch.where(in_head, gap.gather(-1, order), 0.0).sum(-1, keepdim=True)
     total = gap.sum(-1, keepdim=True)
     return of_head / total.clamp(min=torch.finfo(p.dtype).tiny)
-
-
-def _check(mu: float) -> float:
-    remedy = "The paper uses 0.5."
-    number = check_number("mu", mu, remedy=remedy)
-    if not 0.0 <= number <= 1.0:
-        raise ValueError(f"mu must be from 0 to 1, got {mu!r}. {remedy}")
-    return number
 
 
 def adaptive_kl_divergence(
@@ -69,18 +59,11 @@ def adaptive_kl_divergence(
 
     See :class:`AdaptiveKLDivergence`.
     """
-    return divergence(
-        _formula(mu),
-        student,
-        teacher,
-        mask,
-        temperature=temperature,
-        dim=dim,
-        reduction=reduction,
-    )
+    formula = Formula(_terms, _rows, (check_share("mu", mu, ends=True, remedy=_REMEDY),))
+    return divergence(formula, student, teacher, mask, temperature, dim, reduction)
 
 
-class AdaptiveKLDivergence(DistillationLoss):
+class AdaptiveKLDivergence(TemperedLoss):
     """Adaptive KL: forward and reverse KL, weighted by where student and teacher differ.
 
     ``T^2 * (w KL(p || q) + (1 - w) KL(q || p))`` in nats, with ``w = g_head / (g_head + g_tail)``
@@ -93,16 +76,13 @@ class AdaptiveKLDivergence(DistillationLoss):
         mu: The teacher's probability that bounds the head, from 0 to 1.
         temperature: T, a number or a schedule. The value is multiplied by T^2.
         dim: The class axis.
-        reduction: ``'mean'`` over positions, ``'batchmean'``, ``'sum'``, or ``'none'``: the terms.
+        reduction: As in :class:`KLDivergence`.
 
     Shape:
-        - student, teacher: ``(..., C)``, or the class axis at ``dim``.
-        - mask: ``(...)``, boolean; positions that are false do not count.
-        - output: a scalar; for ``'none'`` the shape of the inputs.
+        Those of :class:`KLDivergence`; so are the errors.
 
     Raises:
-        TypeError: If an argument has the wrong type.
-        ValueError: If mu is not from 0 to 1, or shapes do not fit.
+        ValueError: If mu is not from 0 to 1.
 
     Reference:
         Wu et al., Rethinking Kullback-Leibler Divergence in Knowledge Distillation for LLMs,
@@ -115,7 +95,7 @@ class AdaptiveKLDivergence(DistillationLoss):
         tensor(0.1438)
     """
 
-    temperature: float | Schedule
+    function = staticmethod(adaptive_kl_divergence)
 
     def __init__(
         self,
@@ -124,20 +104,5 @@ class AdaptiveKLDivergence(DistillationLoss):
         dim: int = -1,
         reduction: str = "mean",
     ) -> None:
-        super().__init__(dim, reduction)
-        self.mu = _check(mu)
-        self._number_or_schedule("temperature", temperature)
-
-    def compute(
-        self, student: Tensor, teacher: Tensor, mask: Tensor | None, labels: Tensor | None
-    ) -> Tensor:
-        """Return the loss."""
-        return adaptive_kl_divergence(
-            student,
-            teacher,
-            mask,
-            mu=self.mu,
-            temperature=check_temperature(self.temperature),
-            dim=self.dim,
-            reduction=self.reduction,
-        )
+        super().__init__(temperature, dim, reduction)
+        self.mu = check_share("mu", mu, ends=True, remedy=_REMEDY)

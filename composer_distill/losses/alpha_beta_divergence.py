@@ -1,42 +1,41 @@
 """Alpha-beta divergence (arXiv 2505.04560)."""
 
-# torch.compile cannot trace the definition of a function whose annotations are a union.
-from __future__ import annotations
-
 from torch import Tensor
 
-from composer_distill.losses.base import DistillationLoss, Schedule
-from composer_distill.losses.kernel import divergence
-from composer_distill.losses.rows import check_number, check_temperature
+from composer_distill.losses.base import Schedule
+from composer_distill.losses.checks import check_number
+from composer_distill.losses.divergence import divergence
+from composer_distill.losses.functional import TemperedLoss
 from composer_distill.losses.softened import Formula, Softened
 
 
-def _formula(alpha: float, beta: float) -> Formula:
-    alpha, beta = _check("alpha", alpha), _check("beta", beta)
+def _powers(
+    student: Softened, teacher: Softened, alpha: float, beta: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    log_q, log_p = student.logits - student.lse, teacher.logits - teacher.lse
     both = alpha + beta
+    # Written so that all three are equal, bit for bit, where student and teacher are.
+    mixed = (both * log_q + alpha * (log_p - log_q)).exp()
+    return mixed, (both * log_p).exp(), (both * log_q).exp()
 
-    def powers(student: Softened, teacher: Softened) -> tuple[Tensor, Tensor, Tensor]:
-        log_q, log_p = student.logits - student.lse, teacher.logits - teacher.lse
-        # Written so that all three are equal, bit for bit, where student and teacher are.
-        mixed = (both * log_q + alpha * (log_p - log_q)).exp()
-        return mixed, (both * log_p).exp(), (both * log_q).exp()
 
-    def terms(student: Softened, teacher: Softened) -> Tensor:
-        mixed, of_teacher, of_student = powers(student, teacher)
-        total = alpha * (of_teacher - mixed) + beta * (of_student - mixed)
-        return total / (alpha * beta * both)
+def _terms(student: Softened, teacher: Softened, alpha: float, beta: float) -> Tensor:
+    mixed, of_teacher, of_student = _powers(student, teacher, alpha, beta)
+    total = alpha * (of_teacher - mixed) + beta * (of_student - mixed)
+    return total / (alpha * beta * (alpha + beta))
 
-    def rows(student: Softened, teacher: Softened, wanted: bool) -> tuple[Tensor, Tensor | None]:
-        mixed, of_teacher, of_student = powers(student, teacher)
-        difference = of_student.sub_(mixed)
-        total = alpha * of_teacher.sub_(mixed).sum(-1) + beta * difference.sum(-1)
-        if not wanted:
-            return total / (alpha * beta * both), None
-        weighted = difference.div_(alpha)
-        gradient = weighted.sub_(student.probs * weighted.sum(-1, keepdim=True))
-        return total / (alpha * beta * both), gradient
 
-    return Formula(terms, rows)
+def _rows(
+    student: Softened, teacher: Softened, wanted: bool, alpha: float, beta: float
+) -> tuple[Tensor, Tensor | None]:
+    mixed, of_teacher, of_student = _powers(student, teacher, alpha, beta)
+    difference = of_student.sub_(mixed)
+    total = alpha * of_teacher.sub_(mixed).sum(-1) + beta * difference.sum(-1)
+    values = total / (alpha * beta * (alpha + beta))
+    if not wanted:
+        return values, None
+    weighted = difference.div_(alpha)
+    return values, weighted.sub_(student.probs * weighted.sum(-1, keepdim=True))
 
 
 def _check(name: str, value: float) -> float:
@@ -59,18 +58,11 @@ def alpha_beta_divergence(
 
     See :class:`AlphaBetaDivergence`.
     """
-    return divergence(
-        _formula(alpha, beta),
-        student,
-        teacher,
-        mask,
-        temperature=temperature,
-        dim=dim,
-        reduction=reduction,
-    )
+    formula = Formula(_terms, _rows, (_check("alpha", alpha), _check("beta", beta)))
+    return divergence(formula, student, teacher, mask, temperature, dim, reduction)
 
 
-class AlphaBetaDivergence(DistillationLoss):
+class AlphaBetaDivergence(TemperedLoss):
     """Alpha-beta divergence: between forward and reverse KL in two ways.
 
     ``T^2 * sum_c [p^(a+b)/(b (a+b)) + q^(a+b)/(a (a+b)) - p^a q^b/(a b)]`` with alpha ``a`` and
@@ -84,16 +76,13 @@ class AlphaBetaDivergence(DistillationLoss):
         beta: Power of the student's probabilities, positive.
         temperature: T, a number or a schedule. The value is multiplied by T^2.
         dim: The class axis.
-        reduction: ``'mean'`` over positions, ``'batchmean'``, ``'sum'``, or ``'none'``: the terms.
+        reduction: As in :class:`KLDivergence`.
 
     Shape:
-        - student, teacher: ``(..., C)``, or the class axis at ``dim``.
-        - mask: ``(...)``, boolean; positions that are false do not count.
-        - output: a scalar; for ``'none'`` the shape of the inputs.
+        Those of :class:`KLDivergence`; so are the errors.
 
     Raises:
-        TypeError: If an argument has the wrong type.
-        ValueError: If alpha or beta is not positive, or shapes do not fit.
+        ValueError: If alpha or beta is not positive.
 
     Reference:
         Wang et al., ABKD, arXiv 2505.04560.
@@ -105,7 +94,7 @@ class AlphaBetaDivergence(DistillationLoss):
         tensor(0.0625)
     """
 
-    temperature: float | Schedule
+    function = staticmethod(alpha_beta_divergence)
 
     def __init__(
         self,
@@ -115,21 +104,5 @@ class AlphaBetaDivergence(DistillationLoss):
         dim: int = -1,
         reduction: str = "mean",
     ) -> None:
-        super().__init__(dim, reduction)
+        super().__init__(temperature, dim, reduction)
         self.alpha, self.beta = _check("alpha", alpha), _check("beta", beta)
-        self._number_or_schedule("temperature", temperature)
-
-    def compute(
-        self, student: Tensor, teacher: Tensor, mask: Tensor | None, labels: Tensor | None
-    ) -> Tensor:
-        """Return the loss."""
-        return alpha_beta_divergence(
-            student,
-            teacher,
-            mask,
-            alpha=self.alpha,
-            beta=self.beta,
-            temperature=check_temperature(self.temperature),
-            dim=self.dim,
-            reduction=self.reduction,
-        )

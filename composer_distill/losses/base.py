@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from composer_distill.losses.rows import (
+from composer_distill.losses.checks import (
     Reduction,
     check_dim,
     check_number,

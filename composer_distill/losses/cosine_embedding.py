@@ -4,14 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from composer_distill.losses.base import DistillationLoss
-from composer_distill.losses.rows import (
-    check_dim,
-    check_inputs,
-    check_reduction,
-    reduce_rows,
-    select_rows,
-)
+from composer_distill.losses.functional import FunctionalLoss
+from composer_distill.losses.rows import lay_out
 
 
 def cosine_embedding(
@@ -23,18 +17,15 @@ def cosine_embedding(
     reduction: str = "mean",
 ) -> Tensor:
     """Return one minus the cosine of student and teacher; see :class:`CosineEmbedding`."""
-    chosen = check_reduction(reduction)
-    check_inputs(student, teacher, mask, check_dim(dim))
-    rows = select_rows(student, teacher, mask, dim, whole=chosen == "none")
+    rows = lay_out(student, teacher, mask, dim, reduction)
     ruled_out = rows.student.isneginf() & rows.teacher.isneginf()
     s, t = (torch.where(ruled_out, 0.0, rows_of) for rows_of in (rows.student, rows.teacher))
     # Scaled to a largest entry of 1 first: the square of a large logit must not overflow.
     s, t = (x / x.detach().abs().amax(-1, keepdim=True).clamp(min=1e-12) for x in (s, t))
-    values = 1.0 - F.cosine_similarity(s, t, dim=-1)
-    return reduce_rows(values, rows.keep, chosen, student, dim)
+    return rows.reduce(1.0 - F.cosine_similarity(s, t, dim=-1))
 
 
-class CosineEmbedding(DistillationLoss):
+class CosineEmbedding(FunctionalLoss):
     """Cosine distance: one minus the cosine of the angle between student and teacher.
 
     ``1 - <s, t> / (|s| |t|)``, between 0 and 2; 1 where either is zero everywhere. It sees the
@@ -44,17 +35,10 @@ class CosineEmbedding(DistillationLoss):
 
     Args:
         dim: The axis of the vectors.
-        reduction: ``'mean'`` over positions, ``'batchmean'``, ``'sum'``, or ``'none'``: a
-            value for each position.
+        reduction: As in :class:`KLDivergence`, but ``'none'`` gives one value for each position.
 
     Shape:
-        - student, teacher: ``(..., C)``, or the class axis at ``dim``.
-        - mask: ``(...)``; positions where the mask is false do not count.
-        - output: a scalar; for ``'none'`` one value for each position.
-
-    Raises:
-        TypeError: If an argument has the wrong type.
-        ValueError: If shapes do not fit.
+        Those of :class:`KLDivergence`, but for ``'none'`` the output is ``(...)``.
 
     Reference:
         Sanh et al., DistilBERT, arXiv 1910.01108.
@@ -65,11 +49,4 @@ class CosineEmbedding(DistillationLoss):
         tensor(1.)
     """
 
-    def __init__(self, dim: int = -1, reduction: str = "mean") -> None:
-        super().__init__(dim, reduction)
-
-    def compute(
-        self, student: Tensor, teacher: Tensor, mask: Tensor | None, labels: Tensor | None
-    ) -> Tensor:
-        """Return the loss."""
-        return cosine_embedding(student, teacher, mask, dim=self.dim, reduction=self.reduction)
+    function = staticmethod(cosine_embedding)

@@ -2,14 +2,10 @@
 
 from torch import Tensor
 
-from composer_distill.losses.base import DistillationLoss, Schedule
+from composer_distill.losses.base import Schedule
+from composer_distill.losses.checks import check_number, check_temperature
+from composer_distill.losses.functional import TemperedLoss
 from composer_distill.losses.labelled import labelled_rows, split
-from composer_distill.losses.rows import (
-    check_number,
-    check_reduction,
-    check_temperature,
-    reduce_rows,
-)
 
 
 def decoupled_kd(
@@ -25,16 +21,15 @@ def decoupled_kd(
     reduction: str = "mean",
 ) -> Tensor:
     """Return T^2 (alpha TCKD + beta NCKD); see :class:`DecoupledKD`."""
-    temperature, chosen = check_temperature(temperature), check_reduction(reduction)
-    rows, y = labelled_rows(student, teacher, mask, labels, dim, whole=chosen == "none")
+    temperature = check_temperature(temperature)
+    rows, y = labelled_rows(student, teacher, mask, labels, dim, reduction)
     q, p = split(rows.student, y, temperature), split(rows.teacher, y, temperature)
     target = p.target.exp() * (p.target - q.target) + p.others.exp() * (p.others - q.others)
     others = (p.among_others.exp() * (p.among_others - q.among_others)).sum(1)
-    values = temperature**2 * (alpha * target + beta * others)
-    return reduce_rows(values, rows.keep, chosen, student, dim)
+    return rows.reduce(temperature**2 * (alpha * target + beta * others))
 
 
-class DecoupledKD(DistillationLoss):
+class DecoupledKD(TemperedLoss):
     """DKD: the KL divergence taken apart into the target class and the others.
 
     ``T^2 * (alpha TCKD + beta NCKD)`` in nats. With ``p_y`` the teacher's probability of the
@@ -51,18 +46,13 @@ class DecoupledKD(DistillationLoss):
         beta: Weight of the other classes' divergence: 8 or 2 for CIFAR-100, 0.5 for ImageNet.
         temperature: T, a number or a schedule (1 for ImageNet). The value is multiplied by T^2.
         dim: The class axis.
-        reduction: ``'mean'`` over positions, ``'batchmean'``, ``'sum'``, or ``'none'``: a
-            value for each position.
+        reduction: As in :class:`KLDivergence`, but ``'none'`` gives one value for each position.
 
     Shape:
-        - student, teacher: ``(..., C)``, or the class axis at ``dim``.
-        - mask, labels: ``(...)``; positions where the mask is false do not count.
-        - output: a scalar; for ``'none'`` one value for each position.
+        Those of :class:`KLDivergence`, but for ``'none'`` the output is ``(...)``, as labels are.
 
     Raises:
-        TypeError: If an argument has the wrong type.
-        ValueError: If a weight is not finite, labels are missing or no classes, or shapes do not
-            fit.
+        ValueError: If a weight is not finite, or labels are missing or no classes.
 
     Reference:
         Zhao et al., Decoupled Knowledge Distillation, arXiv 2203.08679.
@@ -75,7 +65,7 @@ class DecoupledKD(DistillationLoss):
     """
 
     needs_labels = True
-    temperature: float | Schedule
+    function = staticmethod(decoupled_kd)
 
     def __init__(
         self,
@@ -85,24 +75,7 @@ class DecoupledKD(DistillationLoss):
         dim: int = -1,
         reduction: str = "mean",
     ) -> None:
-        super().__init__(dim, reduction)
+        super().__init__(temperature, dim, reduction)
         remedy = "The paper uses alpha 1, beta 8 for CIFAR-100 and 1, 0.5 for ImageNet."
         self.alpha = check_number("alpha", alpha, remedy=remedy)
         self.beta = check_number("beta", beta, remedy=remedy)
-        self._number_or_schedule("temperature", temperature)
-
-    def compute(
-        self, student: Tensor, teacher: Tensor, mask: Tensor | None, labels: Tensor | None
-    ) -> Tensor:
-        """Return the loss."""
-        return decoupled_kd(
-            student,
-            teacher,
-            mask,
-            labels,
-            alpha=self.alpha,
-            beta=self.beta,
-            temperature=check_temperature(self.temperature),
-            dim=self.dim,
-            reduction=self.reduction,
-        )

@@ -3,15 +3,10 @@
 import torch
 from torch import Tensor
 
-from composer_distill.losses.base import DistillationLoss, Schedule
-from composer_distill.losses.rows import (
-    check_dim,
-    check_inputs,
-    check_number,
-    check_reduction,
-    check_temperature,
-    select_rows,
-)
+from composer_distill.losses.base import Schedule
+from composer_distill.losses.checks import check_number, check_reduction, check_temperature
+from composer_distill.losses.functional import TemperedLoss
+from composer_distill.losses.rows import lay_out
 from composer_distill.losses.softened import soften
 
 
@@ -29,8 +24,7 @@ def dist(
     """Return one minus the correlations of rows and of columns; see :class:`DIST`."""
     temperature = check_temperature(temperature)
     _check_mean(reduction)
-    check_inputs(student, teacher, mask, check_dim(dim))
-    rows = select_rows(student, teacher, mask, dim)
+    rows = lay_out(student, teacher, mask, dim, reduction)
     q, p = soften(rows.student, temperature).probs, soften(rows.teacher, temperature).probs
     keep = torch.ones_like(q[:, :1]) if rows.keep is None else rows.keep.unsqueeze(1).to(q.dtype)
     q, p = q * keep, p * keep
@@ -64,7 +58,7 @@ def _check_mean(reduction: str) -> None:
         )
 
 
-class DIST(DistillationLoss):
+class DIST(TemperedLoss):
     """DIST: match correlations, not values.
 
     ``beta (1 - r_between) + gamma (1 - r_within)``: Pearson's correlation of student and teacher
@@ -85,14 +79,10 @@ class DIST(DistillationLoss):
         reduction: ``'mean'``, the only one that there is.
 
     Shape:
-        - student, teacher: ``(..., C)``, or the class axis at ``dim``.
-        - mask: ``(...)``; positions where the mask is false do not count.
-        - output: a scalar.
+        Those of :class:`KLDivergence`.
 
     Raises:
-        TypeError: If an argument has the wrong type.
-        ValueError: If a weight is not finite, the reduction is not ``'mean'``, or shapes do not
-            fit.
+        ValueError: If a weight is not finite, or the reduction is not ``'mean'``.
 
     Reference:
         Huang et al., Knowledge Distillation from A Stronger Teacher, arXiv 2205.10536.
@@ -104,7 +94,7 @@ class DIST(DistillationLoss):
         tensor(3.8400)
     """
 
-    temperature: float | Schedule
+    function = staticmethod(dist)
 
     def __init__(
         self,
@@ -114,23 +104,7 @@ class DIST(DistillationLoss):
         dim: int = -1,
         reduction: str = "mean",
     ) -> None:
-        super().__init__(dim, reduction)
+        super().__init__(temperature, dim, reduction)
         _check_mean(reduction)
         self.beta = check_number("beta", beta, remedy="The paper uses 1, or 2 for CIFAR-100.")
         self.gamma = check_number("gamma", gamma, remedy="The paper uses 1, or 2 for CIFAR-100.")
-        self._number_or_schedule("temperature", temperature)
-
-    def compute(
-        self, student: Tensor, teacher: Tensor, mask: Tensor | None, labels: Tensor | None
-    ) -> Tensor:
-        """Return the loss."""
-        return dist(
-            student,
-            teacher,
-            mask,
-            beta=self.beta,
-            gamma=self.gamma,
-            temperature=check_temperature(self.temperature),
-            dim=self.dim,
-            reduction=self.reduction,
-        )

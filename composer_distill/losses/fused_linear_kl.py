@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from composer_distill.losses.base import Schedule
-from composer_distill.losses.kernel import chunked, refuse_second_derivative, scale_gradient
-from composer_distill.losses.kl_divergence import FORWARD_KL, KLDivergence, kl_divergence
-from composer_distill.losses.precision import compute_dtype
-from composer_distill.losses.rows import (
-    as_rows,
+from composer_distill.losses.checks import (
     check_per_position,
     check_reduction,
     check_temperature,
 )
+from composer_distill.losses.kernel import chunked, refuse_second_derivative, scale_gradient
+from composer_distill.losses.kl_divergence import FORWARD_KL, KLDivergence, kl_divergence
+from composer_distill.losses.precision import compute_dtype
+from composer_distill.losses.rows import as_rows
 
 # Logits of one chunk: enough rows for a matrix product to be efficient, few enough to be small.
 _ENTRIES = 2**23

@@ -4,15 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from composer_distill.losses.base import DistillationLoss
-from composer_distill.losses.rows import (
-    FLOOR,
-    check_dim,
-    check_inputs,
-    check_reduction,
-    reduce_rows,
-    select_rows,
-)
+from composer_distill.losses.functional import FunctionalLoss
+from composer_distill.losses.rows import FLOOR, lay_out
 
 
 def hard_label(
@@ -24,16 +17,13 @@ def hard_label(
     reduction: str = "mean",
 ) -> Tensor:
     """Return the cross-entropy with the teacher's most likely class; see :class:`HardLabel`."""
-    chosen = check_reduction(reduction)
-    check_inputs(student, teacher, mask, check_dim(dim))
-    rows = select_rows(student, teacher, mask, dim, whole=chosen == "none")
+    rows = lay_out(student, teacher, mask, dim, reduction)
     highest, labels = rows.teacher.max(-1)
     values = F.cross_entropy(rows.student.clamp(min=FLOOR), labels, reduction="none")
-    values = torch.where(highest.isnan(), highest, values)  # a NaN is no class to learn
-    return reduce_rows(values, rows.keep, chosen, student, dim)
+    return rows.reduce(torch.where(highest.isnan(), highest, values))  # a NaN is no class to learn
 
 
-class HardLabel(DistillationLoss):
+class HardLabel(FunctionalLoss):
     """Cross-entropy of the student with the class that the teacher finds most likely.
 
     ``-log softmax(student)_y`` in nats, with ``y = argmax(teacher)``; of equal logits the first.
@@ -43,17 +33,10 @@ class HardLabel(DistillationLoss):
 
     Args:
         dim: The class axis.
-        reduction: ``'mean'`` over positions, ``'batchmean'``, ``'sum'``, or ``'none'``: a
-            value for each position.
+        reduction: As in :class:`KLDivergence`, but ``'none'`` gives one value for each position.
 
     Shape:
-        - student, teacher: ``(..., C)``, or the class axis at ``dim``.
-        - mask: ``(...)``; positions where the mask is false do not count.
-        - output: a scalar; for ``'none'`` one value for each position.
-
-    Raises:
-        TypeError: If an argument has the wrong type.
-        ValueError: If shapes do not fit.
+        Those of :class:`KLDivergence`, but for ``'none'`` the output is ``(...)``.
 
     Reference:
         Touvron et al., Training data-efficient image transformers, arXiv 2012.12877.
@@ -64,11 +47,4 @@ class HardLabel(DistillationLoss):
         tensor(0.6931)
     """
 
-    def __init__(self, dim: int = -1, reduction: str = "mean") -> None:
-        super().__init__(dim, reduction)
-
-    def compute(
-        self, student: Tensor, teacher: Tensor, mask: Tensor | None, labels: Tensor | None
-    ) -> Tensor:
-        """Return the loss."""
-        return hard_label(student, teacher, mask, dim=self.dim, reduction=self.reduction)
+    function = staticmethod(hard_label)

@@ -3,16 +3,10 @@
 import torch
 from torch import Tensor
 
-from composer_distill.losses.base import DistillationLoss, Schedule
-from composer_distill.losses.rows import (
-    check_dim,
-    check_inputs,
-    check_number,
-    check_reduction,
-    check_temperature,
-    reduce_rows,
-    select_rows,
-)
+from composer_distill.losses.base import Schedule
+from composer_distill.losses.checks import check_number, check_temperature
+from composer_distill.losses.functional import TemperedLoss
+from composer_distill.losses.rows import lay_out
 from composer_distill.losses.softened import log_ratio, soften
 
 
@@ -32,10 +26,9 @@ def ikl(
 
     See :class:`IKL`.
     """
-    temperature, chosen = check_temperature(temperature), check_reduction(reduction)
-    check_inputs(student, teacher, mask, check_dim(dim))
+    temperature = check_temperature(temperature)
     weight_temperature = check_temperature(weight_temperature, "weight_temperature")
-    rows = select_rows(student, teacher, mask, dim, whole=chosen == "none")
+    rows = lay_out(student, teacher, mask, dim, reduction)
     q, p = soften(rows.student, temperature), soften(rows.teacher, temperature)
     weights = soften(rows.teacher, weight_temperature).probs
     # What the teacher rules out has no weight; its difference may be infinite.
@@ -44,11 +37,10 @@ def ikl(
     mean = (weights * difference).sum(-1, keepdim=True)
     variance = (weights * (difference - mean).square()).sum(-1)
     divergence = temperature**2 * (p.probs * log_ratio(q, p)).sum(-1)
-    values = alpha * divergence + 0.5 * beta * variance
-    return reduce_rows(values, rows.keep, chosen, student, dim)
+    return rows.reduce(alpha * divergence + 0.5 * beta * variance)
 
 
-class IKL(DistillationLoss):
+class IKL(TemperedLoss):
     """Improved KL: the divergence and a weighted MSE of logit differences, decoupled.
 
     ``alpha T^2 KL(p || q) + beta/4 sum_jk w_j w_k (d_j - d_k)^2`` with ``d = teacher - student``
@@ -65,17 +57,13 @@ class IKL(DistillationLoss):
         weight_temperature: Softens the weights of the classes; at 100 they are nearly equal.
         temperature: T of the divergence, a number or a schedule. It is multiplied by T^2.
         dim: The class axis.
-        reduction: ``'mean'`` over positions, ``'batchmean'``, ``'sum'``, or ``'none'``: a
-            value for each position.
+        reduction: As in :class:`KLDivergence`, but ``'none'`` gives one value for each position.
 
     Shape:
-        - student, teacher: ``(..., C)``, or the class axis at ``dim``.
-        - mask: ``(...)``; positions where the mask is false do not count.
-        - output: a scalar; for ``'none'`` one value for each position.
+        Those of :class:`KLDivergence`, but for ``'none'`` the output is ``(...)``.
 
     Raises:
-        TypeError: If an argument has the wrong type.
-        ValueError: If a number is not finite or a temperature not positive, or shapes do not fit.
+        ValueError: If a number is not finite or a temperature not positive.
 
     Reference:
         Cui et al., Decoupled Kullback-Leibler Divergence Loss, arXiv 2305.13948.
@@ -86,7 +74,7 @@ class IKL(DistillationLoss):
         tensor(0.8278)
     """
 
-    temperature: float | Schedule
+    function = staticmethod(ikl)
 
     def __init__(
         self,
@@ -97,25 +85,8 @@ class IKL(DistillationLoss):
         dim: int = -1,
         reduction: str = "mean",
     ) -> None:
-        super().__init__(dim, reduction)
+        super().__init__(temperature, dim, reduction)
         remedy = "The paper uses 1."
         self.alpha = check_number("alpha", alpha, remedy=remedy)
         self.beta = check_number("beta", beta, remedy=remedy)
         self.weight_temperature = check_temperature(weight_temperature, "weight_temperature")
-        self._number_or_schedule("temperature", temperature)
-
-    def compute(
-        self, student: Tensor, teacher: Tensor, mask: Tensor | None, labels: Tensor | None
-    ) -> Tensor:
-        """Return the loss."""
-        return ikl(
-            student,
-            teacher,
-            mask,
-            alpha=self.alpha,
-            beta=self.beta,
-            weight_temperature=self.weight_temperature,
-            temperature=check_temperature(self.temperature),
-            dim=self.dim,
-            reduction=self.reduction,
-        )

@@ -1,16 +1,14 @@
 """Generalised Jensen-Shannon divergence (arXiv 2306.13649)."""
 
-# torch.compile cannot trace the definition of a function whose annotations are a union.
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
-from composer_distill.losses.base import DistillationLoss, Schedule
-from composer_distill.losses.kernel import divergence
+from composer_distill.losses.base import Schedule
+from composer_distill.losses.checks import check_number
+from composer_distill.losses.divergence import divergence
+from composer_distill.losses.functional import TemperedLoss
 from composer_distill.losses.kl_divergence import FORWARD_KL
 from composer_distill.losses.reverse_kl_divergence import REVERSE_KL
-from composer_distill.losses.rows import check_number, check_temperature
 from composer_distill.losses.softened import (
     Formula,
     Softened,
@@ -20,33 +18,31 @@ from composer_distill.losses.softened import (
 )
 
 
-def mixture_formula(beta: float, scaled: bool) -> Formula:
-    """Return the divergence of both distributions from their mixture."""
-    scale = 1.0 / (beta * (1.0 - beta)) if scaled else 1.0
+def _terms(student: Softened, teacher: Softened, beta: float, scale: float) -> Tensor:
+    ratio = bounded_log_ratio(student, teacher)
+    over_mixture = student_over_mixture(ratio, beta)
+    of_teacher = beta * teacher.probs * (over_mixture + ratio)
+    return scale * (of_teacher + (1.0 - beta) * student.probs * over_mixture)
 
-    def terms(student: Softened, teacher: Softened) -> Tensor:
-        ratio = bounded_log_ratio(student, teacher)
-        over_mixture = student_over_mixture(ratio, beta)
-        of_teacher = beta * teacher.probs * (over_mixture + ratio)
-        return scale * (of_teacher + (1.0 - beta) * student.probs * over_mixture)
 
-    def rows(student: Softened, teacher: Softened, wanted: bool) -> tuple[Tensor, Tensor | None]:
-        ratio = bounded_log_ratio(student, teacher)
-        over_mixture = student_over_mixture(ratio, beta)
-        of_teacher = torch.linalg.vecdot(teacher.probs, ratio.add_(over_mixture))
-        if wanted:
-            gradient, of_student = through_softmax(over_mixture, student.probs)
-            gradient.mul_(scale * (1.0 - beta))
-        else:
-            gradient, of_student = None, torch.linalg.vecdot(student.probs, over_mixture)
-        return scale * (beta * of_teacher + (1.0 - beta) * of_student), gradient
-
-    return Formula(terms, rows)
+def _rows(
+    student: Softened, teacher: Softened, wanted: bool, beta: float, scale: float
+) -> tuple[Tensor, Tensor | None]:
+    ratio = bounded_log_ratio(student, teacher)
+    over_mixture = student_over_mixture(ratio, beta)
+    of_teacher = torch.linalg.vecdot(teacher.probs, ratio.add_(over_mixture))
+    if wanted:
+        gradient, of_student = through_softmax(over_mixture, student.probs)
+        gradient.mul_(scale * (1.0 - beta))
+    else:
+        gradient, of_student = None, torch.linalg.vecdot(student.probs, over_mixture)
+    return scale * (beta * of_teacher + (1.0 - beta) * of_student), gradient
 
 
 def _formula(beta: float, scaled: bool) -> Formula:
     beta, ends = _check(beta, scaled), {0.0: FORWARD_KL, 1.0: REVERSE_KL}
-    return ends[beta] if beta in ends else mixture_formula(beta, scaled)
+    scale = 1.0 / (beta * (1.0 - beta)) if scaled and beta not in ends else 1.0
+    return ends[beta] if beta in ends else Formula(_terms, _rows, (beta, scale))
 
 
 def _check(beta: float, scaled: bool) -> float:
@@ -74,18 +70,11 @@ def jensen_shannon_divergence(
 
     See :class:`JensenShannonDivergence`.
     """
-    return divergence(
-        _formula(beta, scaled),
-        student,
-        teacher,
-        mask,
-        temperature=temperature,
-        dim=dim,
-        reduction=reduction,
-    )
+    formula = _formula(beta, scaled)
+    return divergence(formula, student, teacher, mask, temperature, dim, reduction)
 
 
-class JensenShannonDivergence(DistillationLoss):
+class JensenShannonDivergence(TemperedLoss):
     """Generalised Jensen-Shannon divergence.
 
     ``T^2 * (beta KL(p || m) + (1 - beta) KL(q || m))`` in nats, with the mixture
@@ -102,17 +91,13 @@ class JensenShannonDivergence(DistillationLoss):
         scaled: Whether to divide by ``beta (1 - beta)``.
         temperature: T, a number or a schedule. The value is multiplied by T^2.
         dim: The class axis.
-        reduction: ``'mean'`` over positions, ``'batchmean'``, ``'sum'``, or ``'none'``: the terms.
+        reduction: As in :class:`KLDivergence`.
 
     Shape:
-        - student, teacher: ``(..., C)``, or the class axis at ``dim``.
-        - mask: ``(...)``, boolean; positions that are false do not count.
-        - output: a scalar; for ``'none'`` the shape of the inputs.
+        Those of :class:`KLDivergence`; so are the errors.
 
     Raises:
-        TypeError: If an argument has the wrong type.
-        ValueError: If beta is not between 0 and 1 (or one of them, where scaled), or shapes do not
-            fit.
+        ValueError: If beta is not between 0 and 1, or one of them where scaled.
 
     Reference:
         Agarwal et al., On-Policy Distillation of Language Models (GKD), arXiv 2306.13649.
@@ -126,7 +111,7 @@ class JensenShannonDivergence(DistillationLoss):
         tensor(0.1308)
     """
 
-    temperature: float | Schedule
+    function = staticmethod(jensen_shannon_divergence)
 
     def __init__(
         self,
@@ -136,22 +121,5 @@ class JensenShannonDivergence(DistillationLoss):
         dim: int = -1,
         reduction: str = "mean",
     ) -> None:
-        super().__init__(dim, reduction)
-        self.beta = _check(beta, scaled)
-        self.scaled = bool(scaled)
-        self._number_or_schedule("temperature", temperature)
-
-    def compute(
-        self, student: Tensor, teacher: Tensor, mask: Tensor | None, labels: Tensor | None
-    ) -> Tensor:
-        """Return the loss."""
-        return jensen_shannon_divergence(
-            student,
-            teacher,
-            mask,
-            beta=self.beta,
-            scaled=self.scaled,
-            temperature=check_temperature(self.temperature),
-            dim=self.dim,
-            reduction=self.reduction,
-        )
+        super().__init__(temperature, dim, reduction)
+        self.beta, self.scaled = _check(beta, scaled), bool(scaled)

@@ -13,17 +13,6 @@ import torch
 from torch import Tensor
 
 from composer_distill.losses.precision import can_be_read, compute_dtype, full_precision
-from composer_distill.losses.rows import (
-    Reduction,
-    as_rows,
-    check_dim,
-    check_inputs,
-    check_reduction,
-    check_temperature,
-    reduce_rows,
-    restore_layout,
-    select_rows,
-)
 from composer_distill.losses.softened import Formula, soften, soften_chunk
 
 # Entries of one chunk. Four float32 tensors of this size for each thread stay in cache; a GPU wants
@@ -51,66 +40,20 @@ class Chunked(NamedTuple):
     scale: Tensor | None
 
 
-def divergence(
-    formula: Formula,
+def added_up(
     student: Tensor,
     teacher: Tensor,
-    mask: Tensor | None,
-    *,
-    temperature: float,
-    dim: int,
-    reduction: str,
-    squared: bool = True,
-) -> Tensor:
-    """Return a divergence of two softened distributions, reduced over positions.
-
-    Args:
-        formula: Which divergence.
-        student: The student's logits.
-        teacher: The teacher's logits.
-        mask: True where a position counts.
-        temperature: Divides the logits of both.
-        dim: The class axis.
-        reduction: ``'mean'``, ``'batchmean'``, ``'sum'`` or ``'none'``.
-        squared: Whether to multiply by the square of the temperature.
-
-    Raises:
-        TypeError: If an argument has the wrong type.
-        ValueError: If a value is out of range or shapes do not fit.
-    """
-    temperature, chosen = check_temperature(temperature), check_reduction(reduction)
-    check_inputs(student, teacher, mask, check_dim(dim))
-    factor = temperature**2 if squared else 1.0
-    if chosen == "none" or torch.compiler.is_compiling():
-        return _plain(formula, student, teacher, mask, temperature, factor, dim, chosen)
-    s, t, index = as_rows(student, dim), as_rows(teacher, dim), None
-    if mask is not None and not bool(mask.all()):
-        index = mask.reshape(-1).nonzero().squeeze(1)
-    if chosen == "mean":
-        factor /= len(s if index is None else index) or 1
-    elif chosen == "batchmean":
-        factor /= len(student) or 1
-    if s.requires_grad and torch.is_grad_enabled():
-        return cast(Tensor, _WithGradient.apply(s, t, index, formula, temperature, factor))
-    with torch.no_grad():
-        return chunked(s, t, index, formula, temperature, factor, False).total
-
-
-def _plain(
+    index: Tensor | None,
     formula: Formula,
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor | None,
     temperature: float,
     factor: float,
-    dim: int,
-    reduction: Reduction,
 ) -> Tensor:
-    rows = select_rows(student, teacher, mask, dim, whole=True)
-    terms = formula.terms(soften(rows.student, temperature), soften(rows.teacher, temperature))
-    if reduction == "none":
-        return restore_layout(factor * terms, rows.keep, student, dim)
-    return reduce_rows(factor * terms.sum(-1), rows.keep, reduction, student, dim)
+    """Return the total of :func:`chunked`, which has a gradient where the student wants one."""
+    if student.requires_grad and torch.is_grad_enabled():
+        inputs = (student, teacher, index, formula, temperature, factor)
+        return cast(Tensor, _WithGradient.apply(*inputs))
+    with torch.no_grad():
+        return chunked(student, teacher, index, formula, temperature, factor, False).total
 
 
 class _WithGradient(torch.autograd.Function):
@@ -248,11 +191,15 @@ def _total_and_gradient(
     wanted: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the sum over a few rows and the gradient of each with respect to its logits over T."""
+    if formula.rows is None:
+        with full_precision(student):
+            return _by_autograd(formula, student.to(dtype), teacher.to(dtype), temperature, wanted)
+    rows = formula.rows
 
     def once(floor: bool) -> tuple[Tensor, Tensor | None]:
         q = soften_chunk(student, dtype, temperature, floor=floor)
         p = soften_chunk(teacher, dtype, temperature, floor=floor)
-        values, gradient = formula.rows(q, p, wanted)
+        values, gradient = rows(q, p, wanted, *formula.arguments)
         return values.sum(), gradient
 
     with full_precision(student):
@@ -261,3 +208,14 @@ def _total_and_gradient(
             return once(floor=True)
         total, gradient = once(floor=False)
         return (total, gradient) if math.isfinite(total.item()) else once(floor=True)
+
+
+def _by_autograd(
+    formula: Formula, student: Tensor, teacher: Tensor, temperature: float, wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the sum of a formula's terms over a few rows, and what autograd says of it."""
+    leaf = (student / temperature).requires_grad_(wanted)
+    with torch.set_grad_enabled(wanted):
+        terms = formula.terms(soften(leaf, 1.0), soften(teacher, temperature), *formula.arguments)
+        total = terms.sum()
+    return total.detach(), torch.autograd.grad(total, leaf)[0] if wanted else None

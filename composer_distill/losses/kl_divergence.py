@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from composer_distill.losses.base import DistillationLoss, Schedule
-from composer_distill.losses.kernel import divergence
-from composer_distill.losses.rows import check_temperature
+from composer_distill.losses.base import Schedule
+from composer_distill.losses.divergence import divergence
+from composer_distill.losses.functional import TemperedLoss
 from composer_distill.losses.softened import Formula, Softened, add_to_rows, log_ratio
 
 
@@ -37,18 +37,10 @@ def kl_divergence(
     reduction: str = "mean",
 ) -> Tensor:
     """Return ``T^2 KL(softmax(teacher/T) || softmax(student/T))``; see :class:`KLDivergence`."""
-    return divergence(
-        FORWARD_KL,
-        student,
-        teacher,
-        mask,
-        temperature=temperature,
-        dim=dim,
-        reduction=reduction,
-    )
+    return divergence(FORWARD_KL, student, teacher, mask, temperature, dim, reduction)
 
 
-class KLDivergence(DistillationLoss):
+class KLDivergence(TemperedLoss):
     """Forward KL: from the teacher's softened distribution ``p`` to the student's ``q``.
 
     ``T^2 * sum_c p_c (log p_c - log q_c)`` in nats, with ``p = softmax(teacher / T)`` and
@@ -90,7 +82,7 @@ class KLDivergence(DistillationLoss):
         tensor(0.)
     """
 
-    temperature: float | Schedule
+    function = staticmethod(kl_divergence)
 
     def __init__(
         self,
@@ -107,19 +99,4 @@ class KLDivergence(DistillationLoss):
                     f"softmax_dim={softmax_dim!r}. Give dim only."
                 )
             dim = softmax_dim
-        super().__init__(dim, reduction)
-        self._number_or_schedule("temperature", temperature)
-
-    def compute(
-        self, student: Tensor, teacher: Tensor, mask: Tensor | None, labels: Tensor | None
-    ) -> Tensor:
-        """Return the divergence."""
-        return divergence(
-            FORWARD_KL,
-            student,
-            teacher,
-            mask,
-            temperature=check_temperature(self.temperature),
-            dim=self.dim,
-            reduction=self.reduction,
-        )
+        super().__init__(temperature, dim, reduction)

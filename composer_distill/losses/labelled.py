@@ -5,14 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from composer_distill.losses.rows import (
-    FLOOR,
-    Rows,
-    check_dim,
-    check_inputs,
-    check_per_position,
-    select_rows,
-)
+from composer_distill.losses.checks import check_dim, check_inputs, check_per_position
+from composer_distill.losses.rows import FLOOR, Rows, lay_out
 
 # The label of a position that does not count, in torch and in Hugging Face Transformers.
 IGNORED = -100
@@ -35,7 +29,7 @@ def labelled_rows(
     mask: Tensor | None,
     labels: Tensor | None,
     dim: int,
-    whole: bool,
+    reduction: str,
 ) -> tuple[Rows, Tensor]:
     """Check the arguments of a loss with labels, and lay them out as rows.
 
@@ -49,7 +43,7 @@ def labelled_rows(
     check_inputs(student, teacher, mask, check_dim(dim))
     checked = check_labels(labels, student, dim)
     mask = without_ignored(mask, checked)
-    rows = select_rows(student, teacher, mask, dim, labels=checked, whole=whole)
+    rows = lay_out(student, teacher, mask, dim, reduction, checked)
     assigned = checked if rows.labels is None else rows.labels
     # On a GPU the look at the values would wait for it; there the gather itself fails.
     if assigned.device.type == "cpu" and not torch.compiler.is_compiling():

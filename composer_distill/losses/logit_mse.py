@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from composer_distill.losses.base import DistillationLoss
-from composer_distill.losses.rows import check_dim, check_inputs, check_reduction, sum_of_terms
+from composer_distill.losses.functional import FunctionalLoss
+from composer_distill.losses.rows import lay_out
 
 
 def logit_mse(
@@ -17,20 +17,16 @@ def logit_mse(
     reduction: str = "mean",
 ) -> Tensor:
     """Return the squared difference of the logits, a mean over classes; see :class:`LogitMSE`."""
-    chosen = check_reduction(reduction)
-    check_inputs(student, teacher, mask, check_dim(dim))
-
-    def terms(s: Tensor, t: Tensor) -> Tensor:
-        # Equal infinities differ by nothing; their difference alone would be NaN.
-        difference = torch.where(s == t, 0.0, s - t)
-        if center:
-            difference = difference - difference.mean(-1, keepdim=True)
-        return difference.square() / s.shape[-1]
-
-    return sum_of_terms(terms, student, teacher, mask, dim, chosen)
+    rows = lay_out(student, teacher, mask, dim, reduction)
+    s, t = rows.student, rows.teacher
+    # Equal infinities differ by nothing; their difference alone would be NaN.
+    difference = torch.where(s == t, 0.0, s - t)
+    if center:
+        difference = difference - difference.mean(-1, keepdim=True)
+    return rows.reduce_terms(difference.square() / s.shape[-1])
 
 
-class LogitMSE(DistillationLoss):
+class LogitMSE(FunctionalLoss):
     """Mean squared error of the logits.
 
     ``sum_c (student_c - teacher_c)^2 / C``: the mean over classes, then over positions, as
@@ -41,17 +37,10 @@ class LogitMSE(DistillationLoss):
     Args:
         center: Whether to subtract the mean over classes from the difference first.
         dim: The class axis.
-        reduction: ``'mean'`` over positions, ``'batchmean'``, ``'sum'``, or ``'none'``: the
-            squared differences over C.
+        reduction: As in :class:`KLDivergence`; for ``'none'`` the squared differences over C.
 
     Shape:
-        - student, teacher: ``(..., C)``, or the class axis at ``dim``.
-        - mask: ``(...)``; positions where the mask is false do not count.
-        - output: a scalar; for ``'none'`` the shape of the inputs.
-
-    Raises:
-        TypeError: If an argument has the wrong type.
-        ValueError: If shapes do not fit.
+        Those of :class:`KLDivergence`; so are the errors.
 
     Reference:
         Kim et al., Comparing Kullback-Leibler Divergence and Mean Squared Error Loss in Knowledge
@@ -64,14 +53,8 @@ class LogitMSE(DistillationLoss):
         (tensor(5.), tensor(1.))
     """
 
+    function = staticmethod(logit_mse)
+
     def __init__(self, center: bool = False, dim: int = -1, reduction: str = "mean") -> None:
         super().__init__(dim, reduction)
         self.center = bool(center)
-
-    def compute(
-        self, student: Tensor, teacher: Tensor, mask: Tensor | None, labels: Tensor | None
-    ) -> Tensor:
-        """Return the loss."""
-        return logit_mse(
-            student, teacher, mask, center=self.center, dim=self.dim, reduction=self.reduction
-        )

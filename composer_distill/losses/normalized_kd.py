@@ -2,14 +2,10 @@
 
 from torch import Tensor
 
-from composer_distill.losses.base import DistillationLoss, Schedule
+from composer_distill.losses.base import Schedule
+from composer_distill.losses.checks import check_number, check_temperature
+from composer_distill.losses.functional import TemperedLoss
 from composer_distill.losses.labelled import labelled_rows, split
-from composer_distill.losses.rows import (
-    check_number,
-    check_reduction,
-    check_temperature,
-    reduce_rows,
-)
 
 
 def normalized_kd(
@@ -27,19 +23,18 @@ def normalized_kd(
 
     See :class:`NormalizedKD`.
     """
-    temperature, chosen = check_temperature(temperature), check_reduction(reduction)
-    rows, y = labelled_rows(student, teacher, mask, labels, dim, whole=chosen == "none")
+    temperature = check_temperature(temperature)
+    rows, y = labelled_rows(student, teacher, mask, labels, dim, reduction)
     q, p = split(rows.student, y, 1.0), split(rows.teacher, y, 1.0)
     of_label = -p.target.exp() * q.target
     if temperature != 1.0:
         q, p = split(rows.student, y, temperature), split(rows.teacher, y, temperature)
     # The label itself is at the floor among the others: exp gives 0, and its product is 0.
     of_others = -(p.among_others.exp() * q.among_others).sum(1)
-    values = of_label + gamma * temperature**2 * of_others
-    return reduce_rows(values, rows.keep, chosen, student, dim)
+    return rows.reduce(of_label + gamma * temperature**2 * of_others)
 
 
-class NormalizedKD(DistillationLoss):
+class NormalizedKD(TemperedLoss):
     """NKD: soft cross-entropy on the label, and among the other classes normalised.
 
     ``-p_y log q_y - gamma T^2 sum_{c != y} p'_c log q'_c`` in nats: the first term without
@@ -52,17 +47,13 @@ class NormalizedKD(DistillationLoss):
         gamma: Weight of the other classes.
         temperature: T of the second term, a number or a schedule. That term is multiplied by T^2.
         dim: The class axis.
-        reduction: ``'mean'`` over positions, ``'batchmean'``, ``'sum'``, or ``'none'``: a
-            value for each position.
+        reduction: As in :class:`KLDivergence`, but ``'none'`` gives one value for each position.
 
     Shape:
-        - student, teacher: ``(..., C)``, or the class axis at ``dim``.
-        - mask, labels: ``(...)``; positions where the mask is false do not count.
-        - output: a scalar; for ``'none'`` one value for each position.
+        Those of :class:`KLDivergence`, but for ``'none'`` the output is ``(...)``, as labels are.
 
     Raises:
-        TypeError: If an argument has the wrong type.
-        ValueError: If gamma is not finite, labels are missing or no classes, or shapes do not fit.
+        ValueError: If gamma is not finite, or labels are missing or no classes.
 
     Reference:
         Yang et al., From Knowledge Distillation to Self-Knowledge Distillation, arXiv 2303.13005.
@@ -75,7 +66,7 @@ class NormalizedKD(DistillationLoss):
     """
 
     needs_labels = True
-    temperature: float | Schedule
+    function = staticmethod(normalized_kd)
 
     def __init__(
         self,
@@ -84,21 +75,5 @@ class NormalizedKD(DistillationLoss):
         dim: int = -1,
         reduction: str = "mean",
     ) -> None:
-        super().__init__(dim, reduction)
+        super().__init__(temperature, dim, reduction)
         self.gamma = check_number("gamma", gamma, remedy="The paper uses 1.5.")
-        self._number_or_schedule("temperature", temperature)
-
-    def compute(
-        self, student: Tensor, teacher: Tensor, mask: Tensor | None, labels: Tensor | None
-    ) -> Tensor:
-        """Return the loss."""
-        return normalized_kd(
-            student,
-            teacher,
-            mask,
-            labels,
-            gamma=self.gamma,
-            temperature=check_temperature(self.temperature),
-            dim=self.dim,
-            reduction=self.reduction,
-        )

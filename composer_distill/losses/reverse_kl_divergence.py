@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from composer_distill.losses.base import DistillationLoss, Schedule
-from composer_distill.losses.kernel import divergence
-from composer_distill.losses.rows import check_temperature
+from composer_distill.losses.divergence import divergence
+from composer_distill.losses.functional import TemperedLoss
 from composer_distill.losses.softened import Formula, Softened, log_ratio, through_softmax
 
 
@@ -33,22 +32,11 @@ def reverse_kl_divergence(
     dim: int = -1,
     reduction: str = "mean",
 ) -> Tensor:
-    """Return ``T^2 KL(q || p)`` of the softened student and teacher.
-
-    See :class:`ReverseKLDivergence`.
-    """
-    return divergence(
-        REVERSE_KL,
-        student,
-        teacher,
-        mask,
-        temperature=temperature,
-        dim=dim,
-        reduction=reduction,
-    )
+    """Return ``T^2 KL(q || p)`` of student and teacher; see :class:`ReverseKLDivergence`."""
+    return divergence(REVERSE_KL, student, teacher, mask, temperature, dim, reduction)
 
 
-class ReverseKLDivergence(DistillationLoss):
+class ReverseKLDivergence(TemperedLoss):
     """Reverse KL: from the student's softened distribution ``q`` to the teacher's ``p``.
 
     ``T^2 * sum_c q_c (log q_c - log p_c)`` in nats. It asks the student to avoid what the teacher
@@ -58,16 +46,10 @@ class ReverseKLDivergence(DistillationLoss):
     Args:
         temperature: T, a number or a schedule. The value is multiplied by T^2.
         dim: The class axis.
-        reduction: ``'mean'`` over positions, ``'batchmean'``, ``'sum'``, or ``'none'``: the terms.
+        reduction: As in :class:`KLDivergence`.
 
     Shape:
-        - student, teacher: ``(..., C)``, or the class axis at ``dim``.
-        - mask: ``(...)``, boolean; positions that are false do not count.
-        - output: a scalar; for ``'none'`` the shape of the inputs.
-
-    Raises:
-        TypeError: If an argument has the wrong type.
-        ValueError: If the temperature is not positive and finite, or shapes do not fit.
+        Those of :class:`KLDivergence`; so are the errors.
 
     Reference:
         Gu et al., MiniLLM, arXiv 2306.08543.
@@ -79,26 +61,4 @@ class ReverseKLDivergence(DistillationLoss):
         tensor(0.1438)
     """
 
-    temperature: float | Schedule
-
-    def __init__(
-        self,
-        temperature: float | Schedule = 1.0,
-        dim: int = -1,
-        reduction: str = "mean",
-    ) -> None:
-        super().__init__(dim, reduction)
-        self._number_or_schedule("temperature", temperature)
-
-    def compute(
-        self, student: Tensor, teacher: Tensor, mask: Tensor | None, labels: Tensor | None
-    ) -> Tensor:
-        """Return the loss."""
-        return reverse_kl_divergence(
-            student,
-            teacher,
-            mask,
-            temperature=check_temperature(self.temperature),
-            dim=self.dim,
-            reduction=self.reduction,
-        )
+    function = staticmethod(reverse_kl_divergence)

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from composer_distill.losses.base import DistillationLoss, Schedule
-from composer_distill.losses.kernel import divergence
-from composer_distill.losses.rows import check_temperature
+from composer_distill.losses.base import Schedule
+from composer_distill.losses.divergence import divergence
+from composer_distill.losses.functional import TemperedLoss
 from composer_distill.losses.softened import Formula, Softened, add_to_rows
 
 
@@ -30,22 +30,11 @@ def soft_cross_entropy(
     dim: int = -1,
     reduction: str = "mean",
 ) -> Tensor:
-    """Return ``-T^2 sum_c p_c log q_c`` of the softened student and teacher.
-
-    See :class:`SoftCrossEntropy`.
-    """
-    return divergence(
-        SOFT_CROSS_ENTROPY,
-        student,
-        teacher,
-        mask,
-        temperature=temperature,
-        dim=dim,
-        reduction=reduction,
-    )
+    """Return ``-T^2 sum_c p_c log q_c`` of student and teacher; see :class:`SoftCrossEntropy`."""
+    return divergence(SOFT_CROSS_ENTROPY, student, teacher, mask, temperature, dim, reduction)
 
 
-class SoftCrossEntropy(DistillationLoss):
+class SoftCrossEntropy(TemperedLoss):
     """Cross-entropy with the teacher's softened distribution as the label.
 
     ``-T^2 * sum_c p_c log q_c`` in nats. It has exactly the gradient of :class:`KLDivergence`, but
@@ -56,16 +45,10 @@ class SoftCrossEntropy(DistillationLoss):
     Args:
         temperature: T, a number or a schedule. The value is multiplied by T^2.
         dim: The class axis.
-        reduction: ``'mean'`` over positions, ``'batchmean'``, ``'sum'``, or ``'none'``: the terms.
+        reduction: As in :class:`KLDivergence`.
 
     Shape:
-        - student, teacher: ``(..., C)``, or the class axis at ``dim``.
-        - mask: ``(...)``, boolean; positions that are false do not count.
-        - output: a scalar; for ``'none'`` the shape of the inputs.
-
-    Raises:
-        TypeError: If an argument has the wrong type.
-        ValueError: If the temperature is not positive and finite, or shapes do not fit.
+        Those of :class:`KLDivergence`; so are the errors.
 
     Reference:
         Hinton, Vinyals and Dean, arXiv 1503.02531.
@@ -77,26 +60,9 @@ class SoftCrossEntropy(DistillationLoss):
         tensor(0.6931)
     """
 
-    temperature: float | Schedule
+    function = staticmethod(soft_cross_entropy)
 
     def __init__(
-        self,
-        temperature: float | Schedule = 4.0,
-        dim: int = -1,
-        reduction: str = "mean",
+        self, temperature: float | Schedule = 4.0, dim: int = -1, reduction: str = "mean"
     ) -> None:
-        super().__init__(dim, reduction)
-        self._number_or_schedule("temperature", temperature)
-
-    def compute(
-        self, student: Tensor, teacher: Tensor, mask: Tensor | None, labels: Tensor | None
-    ) -> Tensor:
-        """Return the loss."""
-        return soft_cross_entropy(
-            student,
-            teacher,
-            mask,
-            temperature=check_temperature(self.temperature),
-            dim=self.dim,
-            reduction=self.reduction,
-        )
+        super().__init__(temperature, dim, reduction)

@@ -29,20 +29,25 @@ class Softened(NamedTuple):
 
 
 class Formula(NamedTuple):
-    """One divergence, twice: to be differentiated, and with its gradient.
+    """One divergence: what its terms are and, where that is faster, its gradient.
 
     Attributes:
-        terms: From student and teacher to the terms ``(N, C)`` that add up to the divergence, in
-            operations that autograd and ``torch.compile`` understand.
-        rows: From student, teacher and whether a gradient is wanted to values that add up to the
-            divergence, ``(N,)`` or ``(N, C)``, and the gradient ``(N, C)`` with respect to the
-            student's logits over the temperature. It may overwrite the probabilities that it is
-            given, and not the logits. A class at minus infinity must not pass unseen: where it
-            makes the gradient infinite or NaN, it must make a value so.
+        terms: From student, teacher and the arguments to the terms ``(N, C)`` that add up to the
+            divergence, in operations that autograd and ``torch.compile`` understand.
+        rows: From student, teacher, whether a gradient is wanted, and the arguments, to values that
+            add up to the divergence, ``(N,)`` or ``(N, C)``, and the gradient ``(N, C)`` with
+            respect to the student's logits over the temperature. It may overwrite the probabilities
+            that it is given, and not the logits. A class at minus infinity must not pass unseen:
+            where it makes the gradient infinite or NaN, it must make a value so. Where there is
+            none, autograd differentiates the terms, a few rows at a time.
+        arguments: What else ``terms`` and ``rows`` are called with.
+        squared: Whether the divergence is multiplied by the square of the temperature.
     """
 
-    terms: Callable[[Softened, Softened], Tensor]
-    rows: Callable[[Softened, Softened, bool], tuple[Tensor, Tensor | None]]
+    terms: Callable[..., Tensor]
+    rows: Callable[..., tuple[Tensor, Tensor | None]] | None = None
+    arguments: tuple[float, ...] = ()
+    squared: bool = True
 
 
 def soften(logits: Tensor, temperature: float) -> Softened:

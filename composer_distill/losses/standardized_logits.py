@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from composer_distill.losses.base import DistillationLoss
+from composer_distill.losses.checks import check_dim, check_inputs
 from composer_distill.losses.precision import compute_dtype
-from composer_distill.losses.rows import check_dim, check_inputs
 
 
 def standardize(logits: Tensor, dim: int = -1, eps: float = 1e-7) -> Tensor:

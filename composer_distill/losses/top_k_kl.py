@@ -4,16 +4,10 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from composer_distill.losses.base import DistillationLoss, Schedule
-from composer_distill.losses.rows import (
-    FLOOR,
-    check_dim,
-    check_inputs,
-    check_reduction,
-    check_temperature,
-    reduce_rows,
-    select_rows,
-)
+from composer_distill.losses.base import Schedule
+from composer_distill.losses.checks import check_temperature
+from composer_distill.losses.functional import TemperedLoss
+from composer_distill.losses.rows import FLOOR, lay_out
 from composer_distill.losses.softened import Softened, add_to_rows, soften
 
 Tail = Literal["bucket", "renormalise"]
@@ -34,15 +28,14 @@ def top_k_kl(
 
     See :class:`TopKKL`.
     """
-    temperature, chosen = check_temperature(temperature), check_reduction(reduction)
-    check_inputs(student, teacher, mask, check_dim(dim))
+    temperature = check_temperature(temperature)
     _check(k, tail)
+    rows = lay_out(student, teacher, mask, dim, reduction)
     if k > student.shape[dim]:
         raise ValueError(
             f"k must be at most the {student.shape[dim]} classes of the logits, got {k}. "
             "Use KLDivergence for all classes."
         )
-    rows = select_rows(student, teacher, mask, dim, whole=chosen == "none")
     q, p = soften(rows.student, temperature), soften(rows.teacher, temperature)
     ids = p.logits.topk(k, dim=-1).indices
     log_q, log_p = (x.logits.gather(-1, ids) - x.lse for x in (q, p))
@@ -53,7 +46,7 @@ def top_k_kl(
     else:
         log_p = log_p.log_softmax(-1)
         values = (log_p.exp() * (log_p - log_q)).sum(-1)
-    return reduce_rows(temperature**2 * values, rows.keep, chosen, student, dim)
+    return rows.reduce(temperature**2 * values)
 
 
 def _log_tail(softened: Softened, ids: Tensor) -> Tensor:
@@ -73,7 +66,7 @@ def _check(k: int, tail: str) -> None:
         )
 
 
-class TopKKL(DistillationLoss):
+class TopKKL(TemperedLoss):
     """Forward KL on the k classes that the teacher finds most likely.
 
     ``T^2 * KL`` in nats, where the student's probabilities are always those among all C classes.
@@ -92,17 +85,13 @@ class TopKKL(DistillationLoss):
         tail: What becomes of the other classes.
         temperature: T, a number or a schedule. The value is multiplied by T^2.
         dim: The class axis.
-        reduction: ``'mean'`` over positions, ``'batchmean'``, ``'sum'``, or ``'none'``: a
-            value for each position.
+        reduction: As in :class:`KLDivergence`, but ``'none'`` gives one value for each position.
 
     Shape:
-        - student, teacher: ``(..., C)``, or the class axis at ``dim``.
-        - mask: ``(...)``; positions where the mask is false do not count.
-        - output: a scalar; for ``'none'`` one value for each position.
+        Those of :class:`KLDivergence`, but for ``'none'`` the output is ``(...)``.
 
     Raises:
-        TypeError: If an argument has the wrong type.
-        ValueError: If k is below 1 or above C, or tail is unknown, or shapes do not fit.
+        ValueError: If k is below 1 or above C, or tail is unknown.
 
     Reference:
         Anshumann et al., Sparse Logit Sampling, arXiv 2503.16870, on the bias of the truncations.
@@ -114,7 +103,7 @@ class TopKKL(DistillationLoss):
         (tensor(0.), tensor(0.0429))
     """
 
-    temperature: float | Schedule
+    function = staticmethod(top_k_kl)
 
     def __init__(
         self,
@@ -124,23 +113,7 @@ class TopKKL(DistillationLoss):
         dim: int = -1,
         reduction: str = "mean",
     ) -> None:
-        super().__init__(dim, reduction)
+        super().__init__(temperature, dim, reduction)
         _check(k, tail)
         self.k = k
         self.tail: Tail = tail
-        self._number_or_schedule("temperature", temperature)
-
-    def compute(
-        self, student: Tensor, teacher: Tensor, mask: Tensor | None, labels: Tensor | None
-    ) -> Tensor:
-        """Return the loss."""
-        return top_k_kl(
-            student,
-            teacher,
-            mask,
-            k=self.k,
-            tail=self.tail,
-            temperature=check_temperature(self.temperature),
-            dim=self.dim,
-            reduction=self.reduction,
-        )

@@ -1,10 +1,9 @@
-"""Total variation distance of softened distributions."""
+"""Total variation distance of softened distributions (arXiv 2307.15190)."""
 
 from torch import Tensor
 
-from composer_distill.losses.base import DistillationLoss, Schedule
-from composer_distill.losses.kernel import divergence
-from composer_distill.losses.rows import check_temperature
+from composer_distill.losses.divergence import divergence
+from composer_distill.losses.functional import TemperedLoss
 from composer_distill.losses.softened import Formula, Softened, through_softmax
 
 
@@ -20,9 +19,6 @@ def _rows(student: Softened, teacher: Softened, wanted: bool) -> tuple[Tensor, T
     return values, through_softmax(difference.sign_().mul_(0.5), student.probs)[0]
 
 
-TOTAL_VARIATION = Formula(_terms, _rows)
-
-
 def total_variation(
     student: Tensor,
     teacher: Tensor,
@@ -32,23 +28,12 @@ def total_variation(
     dim: int = -1,
     reduction: str = "mean",
 ) -> Tensor:
-    """Return half the sum of ``|p - q|`` of the softened student and teacher.
-
-    See :class:`TotalVariation`.
-    """
-    return divergence(
-        TOTAL_VARIATION,
-        student,
-        teacher,
-        mask,
-        temperature=temperature,
-        dim=dim,
-        reduction=reduction,
-        squared=False,
-    )
+    """Return half the sum of ``|p - q|`` of student and teacher; see :class:`TotalVariation`."""
+    formula = Formula(_terms, _rows, squared=False)
+    return divergence(formula, student, teacher, mask, temperature, dim, reduction)
 
 
-class TotalVariation(DistillationLoss):
+class TotalVariation(TemperedLoss):
     """Total variation: half the sum of the differences of the probabilities.
 
     ``0.5 * sum_c |p_c - q_c|``, between 0 and 1. It is symmetric and bounded. Its gradient shrinks
@@ -58,16 +43,10 @@ class TotalVariation(DistillationLoss):
     Args:
         temperature: T, a number or a schedule. The value is not multiplied by T^2.
         dim: The class axis.
-        reduction: ``'mean'`` over positions, ``'batchmean'``, ``'sum'``, or ``'none'``: the terms.
+        reduction: As in :class:`KLDivergence`.
 
     Shape:
-        - student, teacher: ``(..., C)``, or the class axis at ``dim``.
-        - mask: ``(...)``, boolean; positions that are false do not count.
-        - output: a scalar; for ``'none'`` the shape of the inputs.
-
-    Raises:
-        TypeError: If an argument has the wrong type.
-        ValueError: If the temperature is not positive and finite, or shapes do not fit.
+        Those of :class:`KLDivergence`; so are the errors.
 
     Reference:
         Wen et al., f-Divergence Minimization for Sequence-Level Knowledge Distillation,
@@ -80,26 +59,4 @@ class TotalVariation(DistillationLoss):
         tensor(0.2500)
     """
 
-    temperature: float | Schedule
-
-    def __init__(
-        self,
-        temperature: float | Schedule = 1.0,
-        dim: int = -1,
-        reduction: str = "mean",
-    ) -> None:
-        super().__init__(dim, reduction)
-        self._number_or_schedule("temperature", temperature)
-
-    def compute(
-        self, student: Tensor, teacher: Tensor, mask: Tensor | None, labels: Tensor | None
-    ) -> Tensor:
-        """Return the loss."""
-        return total_variation(
-            student,
-            teacher,
-            mask,
-            temperature=check_temperature(self.temperature),
-            dim=self.dim,
-            reduction=self.reduction,
-        )
+    function = staticmethod(total_variation)
