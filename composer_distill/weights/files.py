@@ -1,14 +1,17 @@
 """One local file, of whatever format, opened as contents."""
 
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from composer_distill.weights.contents import Contents, holds_weights, of_tensors
+from composer_distill.weights.contents import Contents, holds_weights, of_tensors, spec_of
+from composer_distill.weights.keys import match_keys
 from composer_distill.weights.pickles import check_archive, read_pickled
 from composer_distill.weights.safe_tensors import looks_like_safetensors, open_safetensors
 from composer_distill.weights.unpacking import unpacked
@@ -103,7 +106,8 @@ def choose_ema(state: Mapping[str, Any], ema: bool | None) -> dict[str, Any]:
             stands in the model's place.
 
     Raises:
-        ValueError: If ``ema`` is True and the checkpoint has no average.
+        ValueError: If the checkpoint has no average, or what stands beside the model does not
+            have all of its weights.
     """
     weights = dict(state["model"])
     algorithm = dict(algorithms(state)).get("EMA")
@@ -115,15 +119,51 @@ def choose_ema(state: Mapping[str, Any], ema: bool | None) -> dict[str, Any]:
                 f"{trained}); full checkpoints of runs with Composer's EMA hold them"
             )
         return weights
+    if ema and algorithm.get("ema_started") is False:
+        raise ValueError(
+            "ema=True was asked for, and its EMA had not begun when it was saved; take a later "
+            "checkpoint, or leave ema out"
+        )
     if ema is None or ema == bool(algorithm.get("ema_weights_active")):
         return weights
-    other = algorithm.get("ema_model") or {}
+    return _exchange(weights, algorithm.get("ema_model"), ema)
+
+
+def _exchange(weights: dict[str, Tensor], beside: object, ema: bool) -> dict[str, Tensor]:
+    """Put what EMA keeps beside the model in the model's place, every weight of it.
+
+    A run with DDP keeps it under the names of the wrapped model, and tied weights once.
+    """
+    held: dict[str, Tensor] = {}
     for part in ("named_parameters_dict", "named_buffers_dict"):
-        held = other.get(part) if isinstance(other, Mapping) else None
-        if not holds_weights(held or {"": torch.empty(0)}):
+        found = beside.get(part) if isinstance(beside, Mapping) else None
+        if found and not holds_weights(found):
             raise ValueError("its EMA weights are no tensors")
-        weights |= {key: value for key, value in (held or {}).items() if key in weights}
-    return weights
+        held |= found or {}
+    ties = _ties(weights)
+    specs, others = ({key: spec_of(x) for key, x in side.items()} for side in (weights, held))
+    match = match_keys(specs, others, ties)
+    lacking = [*match.missing, *match.mismatched]
+    if lacking or not held:
+        raise ValueError(
+            f"ema={ema} was asked for, and what its EMA keeps beside the model fits "
+            f"{len(weights) - len(lacking)} of the model's {len(weights)} weights (not "
+            f"{', '.join(lacking[:4])}); ema=None takes what stands in the model's place"
+        )
+    chosen = {key: held[other] for key, other in match.pairs.items()}
+    for names in ties:
+        tied = next(chosen[key] for key in weights if key in names and key in chosen)
+        chosen |= dict.fromkeys(names - chosen.keys(), tied)
+    return {key: chosen[key] for key in weights}
+
+
+def _ties(weights: Mapping[str, Tensor]) -> list[frozenset[str]]:
+    """The names that share their values in the file, as ``torch.save`` keeps tied weights."""
+    names: defaultdict[object, set[str]] = defaultdict(set)
+    for key, tensor in weights.items():
+        if tensor.layout is torch.strided and tensor.numel():
+            names[tensor.data_ptr(), tensor.shape, tensor.stride()].add(key)
+    return [frozenset(keys) for keys in names.values() if len(keys) > 1]
 
 
 def algorithms(stored: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:

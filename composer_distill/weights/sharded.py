@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from composer_distill.weights.contents import Contents, Spec
 from composer_distill.weights.pickles import check_archive, read_metadata, read_pickled
+from composer_distill.weights.tiling import fault_of_tiling
 from composer_distill.weights.window import Window
 
 METADATA = ".metadata"
@@ -41,14 +42,25 @@ def open_sharded(folder: Path) -> Contents:
     if not names:
         shown = ", ".join(map(str, list(metadata.state_dict_metadata)[:4])) or "nothing"
         raise ValueError(f"it is a sharded checkpoint without weights (holds {shown})")
-    entries = {name: metadata.state_dict_metadata[key] for name, key in names.items()}
-    specs = {
-        name: Spec(tuple(entry.size), entry.properties.dtype)
-        for name, entry in entries.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
+    specs = {name: _spec(metadata, key) for name, key in names.items()}
     read = lambda name: _read_tensor(folder, metadata, names[name])  # noqa: E731
     return Contents(folder, "sharded checkpoint", specs, read, stored=_Stored(folder, metadata))
+
+
+def _spec(metadata: Metadata, key: str) -> Spec:
+    """Describe a tensor whose chunks fill it, so that no memory that nothing wrote is a weight."""
+    entry = _tensor_entry(metadata, key)
+    fault = fault_of_tiling(entry.size, [(chunk.offsets, chunk.sizes) for chunk in entry.chunks])
+    if fault:
+        raise ValueError(f"the pieces of its {key} {fault}; save the checkpoint again")
+    return Spec(tuple(entry.size), entry.properties.dtype)
+
+
+def _tensor_entry(metadata: Metadata, key: str) -> TensorStorageMetadata:
+    entry = metadata.state_dict_metadata[key]
+    if not isinstance(entry, TensorStorageMetadata):
+        raise ValueError(f"its entry {key} is no tensor")
+    return entry
 
 
 def _check(metadata: Metadata) -> None:
@@ -108,33 +120,37 @@ def _model_names(metadata: Metadata) -> dict[str, str]:
             for key, path in tensors.items()
             if path[:depth] == start and len(path) > depth
         }
+        if len(inside) < sum(
+            path[:depth] == start and len(path) > depth for path in tensors.values()
+        ):
+            raise ValueError("two of its weights have one name")
         if inside:
             return inside
     return {key: key for key, path in tensors.items() if len(path) == 1}
 
 
 def _read_tensor(folder: Path, metadata: Metadata, key: str) -> Tensor:
-    entry = metadata.state_dict_metadata[key]
-    if not isinstance(entry, TensorStorageMetadata):
-        raise ValueError(f"its entry {key} is no tensor")
-    if len(entry.chunks) == 1 and entry.chunks[0].sizes == entry.size:  # without a second copy
-        piece = _read_piece(folder, metadata, MetadataIndex(key, entry.chunks[0].offsets))
-        if isinstance(piece, Tensor) and piece.shape == entry.size:
-            return piece
+    entry = _tensor_entry(metadata, key)
+    read = partial(_read_chunk, folder, metadata, key, entry.properties.dtype)
+    if len(entry.chunks) == 1:  # without a second copy
+        return read(entry.chunks[0])
     whole = torch.empty(entry.size, dtype=entry.properties.dtype)
-    covered = 0
     for chunk in entry.chunks:
-        piece = _read_piece(folder, metadata, MetadataIndex(key, chunk.offsets))
-        place = tuple(
-            map(slice, chunk.offsets, map(sum, zip(chunk.offsets, chunk.sizes, strict=True)))
-        )
-        if not isinstance(piece, Tensor) or whole[place].shape != piece.shape:
-            raise ValueError(f"its piece of {key} at {tuple(chunk.offsets)} has another shape")
-        whole[place] = piece
-        covered += piece.numel()
-    if covered != whole.numel():
-        raise ValueError(f"its pieces hold {covered} of the {whole.numel()} values of {key}")
+        ends = map(sum, zip(chunk.offsets, chunk.sizes, strict=True))
+        whole[tuple(map(slice, chunk.offsets, ends))] = read(chunk)
     return whole
+
+
+def _read_chunk(
+    folder: Path, metadata: Metadata, key: str, dtype: torch.dtype, chunk: ChunkStorageMetadata
+) -> Tensor:
+    piece = _read_piece(folder, metadata, MetadataIndex(key, chunk.offsets))
+    if not isinstance(piece, Tensor) or piece.shape != chunk.sizes or piece.dtype != dtype:
+        raise ValueError(
+            f"its piece of {key} at {tuple(chunk.offsets)} has another shape or type than its "
+            f".metadata says ({tuple(chunk.sizes)}, {dtype}); save the checkpoint again"
+        )
+    return piece
 
 
 def _read_piece(folder: Path, metadata: Metadata, index: MetadataIndex) -> Any:

@@ -23,6 +23,7 @@ TWO_PROCESSES = """
 import sys, torch, warnings
 warnings.simplefilter("ignore")
 from composer import Trainer
+from composer.algorithms import EMA
 from composer.models import ComposerClassifier
 from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
@@ -61,6 +62,7 @@ def train(folder, **options):
     assert marks == [truth] * 2, (marks, truth)
 
 train(sys.argv[1] + "/ddp")
+train(sys.argv[1] + "/ema", algorithms=[EMA(half_life="2ba")])
 train(
     sys.argv[1] + "/sharded",
     parallelism_config={"fsdp": FSDP2Config(state_dict_type="sharded")},
@@ -112,6 +114,21 @@ def test_checkpoint_of_a_run_with_ddp(zoo, two_processes):
     fresh = zoo.classifier()
     load_weights(fresh, two_processes / "ddp" / "latest-rank0.pt")
     assert is_truth(fresh, two_processes / "ddp")
+
+
+def test_both_weights_of_a_run_with_ema_and_ddp(zoo, two_processes):
+    """The average stands under the names of the wrapped model."""
+    path = two_processes / "ema" / "latest-rank0.pt"
+    average, trained = zoo.classifier(), zoo.classifier()
+    load_weights(average, path, ema=True)
+    load_weights(trained, path, ema=False)
+    assert is_truth(average, two_processes / "ema")
+    ema = dict(torch.load(path, weights_only=False)["state"]["algorithms"])["EMA"]
+    beside = ema["ema_model"]["named_parameters_dict"]
+    assert all(key.startswith("module.module.") for key in beside)
+    assert not zoo.same(average, trained)
+    for key, value in trained.named_parameters():
+        assert torch.equal(value, beside[f"module.{key}"])
 
 
 def test_a_folder_of_sharded_checkpoints_asks_for_one(zoo, two_processes):
