@@ -71,7 +71,9 @@ def load_weights(
             _hand_over(model, match, contents, strict=strict)
         else:
             _copy(model, match, contents)
+        _reset(model, match)
         _say(name, contents, match)
+        _compare_made(name, model, contents, match)
 
 
 @contextmanager
@@ -98,7 +100,8 @@ def named_errors(name: str, source: str | Path) -> Iterator[None]:
 def _fit(model: nn.Module, contents: Contents, *, strict: bool) -> Match:
     state = _state(model)
     specs = {key: spec_of(tensor) for key, tensor in state.items()}
-    match = match_keys(specs, contents.specs, _aliases(state))
+    made = {key: spec_of(buffer) for key, buffer in _unsaved(model).items()}
+    match = match_keys(specs, contents.specs, _aliases(state), made)
     if match.complete or (match.pairs and (not strict or _loads_itself(model))):
         return match
     raise ValueError(_misfit(match, specs, contents))
@@ -117,6 +120,16 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
 
+def _unsaved(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that the model makes itself, and leaves out of its state."""
+    return {
+        f"{name}.{key}" if name else key: buffer
+        for name, module in model.named_modules(remove_duplicate=False)
+        for key, buffer in module.named_buffers(recurse=False)
+        if key in module._non_persistent_buffers_set
+    }
+
+
 def _aliases(state: dict[str, Tensor]) -> list[frozenset[str]]:
     names: defaultdict[int, set[str]] = defaultdict(set)
     for key, tensor in state.items():
@@ -125,7 +138,8 @@ def _aliases(state: dict[str, Tensor]) -> list[frozenset[str]]:
 
 
 def _meta_left(model: nn.Module, match: Match) -> list[str]:
-    filled = {id(tensor) for key, tensor in _state(model).items() if key in match.pairs}
+    ours = {*match.pairs, *match.counters}
+    filled = {id(tensor) for key, tensor in _state(model).items() if key in ours}
     held = (*model.named_parameters(), *model.named_buffers())
     return [name for name, tensor in held if tensor.is_meta and id(tensor) not in filled]
 
@@ -139,6 +153,13 @@ def _copy(model: nn.Module, match: Match, contents: Contents) -> None:
             if contents.mapped:
                 release(weight)
             del weight  # before the next one is read
+
+
+def _reset(model: nn.Module, match: Match) -> None:
+    """Set the counters that an old file lacks to 0, as torch does; only training reads them."""
+    state = _state(model)
+    for key in match.counters:
+        state[key].zero_()
 
 
 def _loads_itself(model: nn.Module) -> bool:
@@ -177,3 +198,20 @@ def _say(name: str, contents: Contents, match: Match) -> None:
     for what, keys in left.items():
         if keys:
             log.warning("%s: %d weights %s: %s", name, len(keys), what, ", ".join(list(keys)[:8]))
+
+
+def _compare_made(name: str, model: nn.Module, contents: Contents, match: Match) -> None:
+    """Say where the file's copy of a buffer is another than the one that the model made itself."""
+    own = _unsaved(model)
+    pairs = ((key, own[key], contents.read(old)) for key, old in match.made.items() if key in own)
+    differing = [
+        key
+        for key, ours, theirs in pairs  # written in half precision perhaps
+        if not torch.allclose(ours.cpu().double(), theirs.double(), rtol=1e-2, equal_nan=True)
+    ]
+    if differing:
+        log.warning(
+            "%s: the file holds other values for %d buffers that the model makes itself, and keeps "
+            "as it made them: %s",
+            name, len(differing), ", ".join(differing[:8]),
+        )  # fmt: skip

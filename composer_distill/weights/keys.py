@@ -1,12 +1,13 @@
 """Which weight of a file goes where in a model, and what to say when they do not fit."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from composer_distill.weights.contents import Spec
 
 PREFIXES = ("module.", "model.", "_orig_mod.")
 SHOWN = 4
+_COUNTER = "num_batches_tracked"
 
 # Composer's algorithms that change a model's modules before training, with what they leave behind.
 SURGERY = {
@@ -35,6 +36,9 @@ class Match:
         mismatched: The model's keys whose tensor in the file has another shape, or another kind,
             with the file's keys.
         renamed: From each of the file's keys, as the model would spell it, to the file's own.
+        counters: The model's counters of batch norm that a file from before torch 0.4.1 lacks.
+        made: The model's buffers that it makes itself and does not save, with the keys of a file
+            that holds them all the same. The model keeps its own.
         change: What was done to the file's keys, in words; empty when nothing was.
     """
 
@@ -43,6 +47,8 @@ class Match:
     unexpected: Sequence[str]
     mismatched: Mapping[str, str]
     renamed: Mapping[str, str]
+    counters: Sequence[str] = ()
+    made: Mapping[str, str] = field(default_factory=dict)
     change: str = ""
 
     @property
@@ -55,6 +61,7 @@ def match_keys(
     model: Mapping[str, Spec],
     file: Mapping[str, Spec],
     aliases: Iterable[frozenset[str]] = (),
+    made: Mapping[str, Spec] | None = None,
 ) -> Match:
     """Match names exactly; failing that, with one known prefix removed or added.
 
@@ -62,6 +69,7 @@ def match_keys(
         model: The model's weights.
         file: The file's weights.
         aliases: Sets of the model's keys that name one and the same tensor: one of them is enough.
+        made: Buffers that the model makes itself and does not save.
 
     Example:
         >>> import torch
@@ -71,7 +79,9 @@ def match_keys(
     """
     sets = tuple(aliases)
     renamings = [*_renamings(), *_wrapper(file)]
-    candidates = [_match(model, file, sets, rename, change) for rename, change in renamings]
+    candidates = [
+        _match(model, file, sets, made or {}, rename, change) for rename, change in renamings
+    ]
     found = [match for match in candidates if match is not None]
     for match in found:
         if match.complete:
@@ -107,6 +117,7 @@ def _match(
     model: Mapping[str, Spec],
     file: Mapping[str, Spec],
     aliases: Sequence[frozenset[str]],
+    made: Mapping[str, Spec],
     rename: Callable[[str], str],
     change: str,
 ) -> Match | None:
@@ -117,14 +128,37 @@ def _match(
     mismatched = {key: renamed[key] for key in shared if _differ(model[key], file[renamed[key]])}
     pairs = {key: renamed[key] for key in shared if key not in mismatched}
     filled = {key for names in aliases if names & pairs.keys() for key in names}
+    counters = _counters(model, renamed)
+    filled.update(counters)
+    remade = {new: key for new, key in renamed.items() if _is_made(new, file[key], made)}
     return Match(
         pairs=pairs,
         missing=[key for key in model if key not in renamed and key not in filled],
-        unexpected=[key for new, key in renamed.items() if new not in model],
+        unexpected=[k for new, k in renamed.items() if new not in model and new not in remade],
         mismatched=mismatched,
-        renamed=renamed,
+        renamed={new: key for new, key in renamed.items() if new not in remade},
+        counters=counters,
+        made=remade,
         change=change,
     )
+
+
+def _counters(model: Mapping[str, Spec], renamed: Mapping[str, str]) -> list[str]:
+    """Batch norm's counters, where the file has statistics and, being older, not one counter."""
+    if any(key.endswith(_COUNTER) for key in renamed):
+        return []
+    pairs = [(key, key.removesuffix(_COUNTER) + "running_mean") for key in model]
+    return [key for key, mean in pairs if key.endswith(_COUNTER) and mean in renamed]
+
+
+def _is_made(key: str, spec: Spec, made: Mapping[str, Spec]) -> bool:
+    """Whether a file's weight is one that the model makes itself.
+
+    The attention of GPT-2 and its kin once saved a mask and, beside it, the number filled in.
+    """
+    if key.endswith(".masked_bias") and not spec.shape:
+        return key.removesuffix("masked_bias") + "bias" in made
+    return key in made and made[key].shape == spec.shape
 
 
 def _differ(one: Spec, other: Spec) -> bool:

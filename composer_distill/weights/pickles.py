@@ -17,17 +17,21 @@ from torch.distributed.checkpoint import filesystem, metadata
 from torch.torch_version import TorchVersion
 
 _reconstruct = np.empty(0).__reduce__()[0]
+_scalar = np.float64(0.0).__reduce__()[0]
 
 # What real Composer checkpoints hold beside tensors and plain Python data: the version of torch,
-# clock times, and NumPy's random state. NumPy 2 wrote another module name than NumPy 1.
+# clock times, and NumPy's random state; and training scripts a scalar such as the best accuracy.
+# NumPy 2 wrote another module name than NumPy 1.
 SAFE_GLOBALS: list[Any] = [
     TorchVersion,
     datetime.timedelta,
     np.ndarray,
     np.dtype,
-    type(np.dtype("uint32")),
+    *{type(np.dtype(kind)) for kind in "?bhilqBHILQefdU"},
     (_reconstruct, "numpy._core.multiarray._reconstruct"),
     (_reconstruct, "numpy.core.multiarray._reconstruct"),
+    (_scalar, "numpy._core.multiarray.scalar"),
+    (_scalar, "numpy.core.multiarray.scalar"),
 ]
 
 # What Python's zipfile raises on broken archives, in its many ways.
