@@ -70,8 +70,9 @@ class Distillation(Algorithm):
             tensor, ``'logits'`` or the first tensor of a tuple.
         mask_fn: Which positions count: any ``(batch, outputs) -> bool tensor or None``, such as
             :func:`loss_positions`, :func:`attended_positions` or :func:`all_positions`. None: those
-            that carry the task's loss for causal LMs and encoder-decoders, the attended ones for
-            masked LMs and classification per token, all elsewhere. ``kd_loss_fn`` and all that is
+            that carry the task's loss for causal and vision-language models and encoder-decoders,
+            the attended ones for masked LMs and classification per token, all elsewhere. Which
+            label a position predicts, the student's own loss tells. ``kd_loss_fn`` and all that is
             logged see the kept positions alone, as rows ``(K, C)``.
         vocab_size: How many of the classes are real, for models that pad their vocabularies: both
             logits are cut to these before any softmax. None: all.

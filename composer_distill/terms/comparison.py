@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from composer_distill.losses import DistillationLoss
-from composer_distill.terms.positions import IGNORED_LABEL
+from composer_distill.terms.task import IGNORED_LABEL
 
 
 def check_class_axis(batch: Any, student: Tensor, axis: int) -> None:

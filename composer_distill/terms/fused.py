@@ -105,6 +105,7 @@ class FusedTerm:
         """
         self._loss.resolve(state)
         logits = self.reader.logits(state.outputs)
+        self.reader.ask_own_loss(state.loss, view, state.outputs, logits)
         microbatch = self.reader.read(view, state.outputs, logits)
         if self._student is None:
             raise RuntimeError("FusedTerm.prepare was not called. Add the algorithm to a Trainer.")

@@ -85,7 +85,13 @@ class LogitsTerm:
         return float(getattr(self.kd_loss_fn, "temperature", 1.0))
 
     def read(
-        self, view: Any, outputs: Any, task: Task | None = None, *, with_labels: bool = False
+        self,
+        view: Any,
+        outputs: Any,
+        task: Task | None = None,
+        *,
+        own_loss: Any = None,
+        with_labels: bool = False,
     ) -> Microbatch:
         """Return what the student saw and answered, as the loss compares it.
 
@@ -93,10 +99,13 @@ class LogitsTerm:
             view: The batch as the student saw it.
             outputs: The student's output.
             task: The student's task, where it is not the one of training.
+            own_loss: The student's own loss, which may tell its task; None in evaluation.
             with_labels: Whether labels are wanted even where the loss needs none.
         """
         loss, axis, logits = self.kd_loss_fn, self.class_axis, self.reader.logits(outputs)
         needs_labels = getattr(loss, "needs_labels", False)
+        if own_loss is not None:
+            self.reader.ask_own_loss(own_loss, view, outputs, logits)
         found = self.reader.read(
             view, outputs, logits, axis=axis, task=task, with_labels=with_labels or needs_labels
         )
@@ -120,7 +129,7 @@ class LogitsTerm:
         if isinstance(self.kd_loss_fn, DistillationLoss):
             self.kd_loss_fn.resolve(state)
         judged = trust_labels and self.observer is not None and self.observer.wants_labels
-        microbatch = self.read(view, state.outputs, with_labels=judged)
+        microbatch = self.read(view, state.outputs, own_loss=state.loss, with_labels=judged)
         drawn = self.panel.draw(int(state.timestamp.batch))
         values: dict[str, Tensor] = {}
         watch = self._watch(values, microbatch, judged=judged, alone=len(drawn) == 1)

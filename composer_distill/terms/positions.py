@@ -10,12 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.nn import functional as F
 
-from composer_distill.terms.task import Task
-
-IGNORED_LABEL = -100
-"""The label that Hugging Face's and torch's losses leave out."""
+from composer_distill.terms.task import IGNORED_LABEL, Task, next_labels
 
 MaskFn = Callable[[Any, Any], Tensor | None]
 """``mask_fn(batch, outputs)``: True where a position counts, None where all do."""
@@ -59,7 +55,7 @@ def loss_positions(batch: Any, outputs: Any = None, *, shift: bool = True) -> Te
         >>> loss_positions(batch, shift=False)
         tensor([[False,  True,  True, False]])
     """
-    labels = _labels(batch)
+    labels = labels_of(batch)
     if labels is None:
         raise ValueError(
             f"mask_fn=loss_positions needs labels in the batch, got {_describe(batch)}. "
@@ -106,9 +102,9 @@ def default_positions(batch: Any, logits: Tensor, task: Task) -> Tensor | None:
     ========================================  ==============================================
     task                                      positions
     ========================================  ==============================================
-    causal LM, encoder-decoder                those that carry the task's loss
+    causal or vision-language, with decoder   those that carry the task's loss
     masked LM, classification per token       the attended ones
-    one answer a sample, vision, no mapping   all
+    one answer a sample, vision               all
     ========================================  ==============================================
 
     A causal LM whose batch has no labels counts the attended positions, an encoder-decoder those
@@ -117,18 +113,19 @@ def default_positions(batch: Any, logits: Tensor, task: Task) -> Tensor | None:
     Args:
         batch: The student's batch.
         logits: The student's logits.
-        task: What the student's architecture says.
+        task: What the student's own loss or its architecture says.
 
     Shape:
         - logits: ``(B, T, C)`` for one answer a position, ``(B, C)`` for one a sample.
         - result: ``(B, T)``.
     """
-    if not isinstance(batch, Mapping) or logits.ndim != 3:
+    labels = labels_of(batch)
+    if logits.ndim != 3:
         return None
-    labels = _labels(batch)
-    from_labels = task.shift or task.encoder_decoder
-    if from_labels and labels is not None and labels.shape == logits.shape[:-1]:
+    if task.counts_labels and labels is not None and labels.shape == logits.shape[:-1]:
         return align(labels, task) != IGNORED_LABEL
+    if not isinstance(batch, Mapping):
+        return None
     if task.encoder_decoder:
         batch = {key: value for key, value in batch.items() if key != "attention_mask"}
     mask = attended_positions(batch)
@@ -207,7 +204,7 @@ def aligned_labels(batch: Any, logits: Tensor, task: Task, axis: int = -1) -> Te
         >>> aligned_labels(batch, torch.zeros(1, 3, 9), Task(shift=True))
         tensor([[   5,    6, -100]])
     """
-    labels = _labels(batch)
+    labels = labels_of(batch)
     if labels is None or labels.dtype.is_floating_point or labels.dtype.is_complex:
         return None
     if labels.shape != _without(logits.shape, axis):
@@ -227,10 +224,11 @@ def align(labels: Tensor, task: Task) -> Tensor:
     """
     if not task.shift or task.aligned:
         return labels
-    return F.pad(labels[..., 1:], (0, 1), value=IGNORED_LABEL)
+    return next_labels(labels)
 
 
-def _labels(batch: Any) -> Tensor | None:
+def labels_of(batch: Any) -> Tensor | None:
+    """Return the labels of a batch as they stand in it, None where it has none."""
     if isinstance(batch, Mapping):
         labels = batch.get("labels")
     elif isinstance(batch, Sequence) and len(batch) > 1:

@@ -1,5 +1,6 @@
 """How the student is read: its task, its logits, and which positions of them count."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from composer_distill.teachers import Teacher
 from composer_distill.teachers.microbatch import Microbatch, select_positions
 from composer_distill.teachers.outputs import extract_logits
 from composer_distill.terms.comparison import check_shapes
+from composer_distill.terms.own_loss import own_loss, predicts_next
 from composer_distill.terms.positions import MaskFn, aligned_labels, kept_positions
 from composer_distill.terms.task import Task, task_of
 from composer_distill.terms.vocabulary import (
@@ -18,6 +20,10 @@ from composer_distill.terms.vocabulary import (
     explain_sizes,
     tokenizer_of,
 )
+
+_log = logging.getLogger(__name__)
+
+_TRIES = 4  # batches whose loss tells nothing, such as those without a label
 
 
 class StudentReader:
@@ -40,6 +46,7 @@ class StudentReader:
         self._output_fn = output_fn
         self._mask_fn = mask_fn
         self._tokens: int | None = None
+        self._tries = 0
 
     def prepare(self, state: State, teachers: Sequence[Teacher], labels: Sequence[str]) -> None:
         """Read the student's task, and compare its tokenizer with the teachers', at INIT.
@@ -52,7 +59,7 @@ class StudentReader:
         Raises:
             ValueError: If a teacher's tokenizer is another one.
         """
-        self.task = task_of(state.model)
+        self.task, self._tries = task_of(state.model), 0
         tokenizer = tokenizer_of(state.model)
         for teacher, label in zip(teachers, labels, strict=True):
             other = tokenizer_of(teacher.model)
@@ -60,6 +67,38 @@ class StudentReader:
             if tokenizer is not None and other is not None and reads_alike:
                 check_same_tokenizer(tokenizer, other, label, self.vocab_size)
                 self._tokens = len(tokenizer)
+
+    def ask_own_loss(self, loss: Any, view: Any, outputs: Any, logits: Tensor) -> None:
+        """Learn from the first loss which label the student's logits predict; later do nothing.
+
+        Only a sequence with one label a position leaves that open. Where the loss is neither
+        cross-entropy the task stays what the architecture says, and a warning says so once.
+
+        Args:
+            loss: The Trainer's loss, before a term has joined it.
+            view: The batch as the student saw it.
+            outputs: The student's output.
+            logits: The logits in it.
+        """
+        if self._tries >= _TRIES or logits.ndim != 3:
+            return
+        labels, value = aligned_labels(view, logits, Task()), own_loss(loss, outputs)
+        if labels is None or value is None:
+            return
+        found = predicts_next(value, logits, labels)
+        self._tries = self._tries + 1 if found is None else _TRIES
+        if found is not None:
+            self.task = self.task.found(predicts_next=found)
+            which = "the next position's label" if found else "the label of their own position"
+            _log.info("by the student's own loss its logits predict %s", which)
+        elif self._tries == _TRIES:
+            rule = "the next position's label" if self.task.shift else "their own position's label"
+            _log.warning(
+                "the student's own loss is no cross-entropy that tells which label its logits "
+                "predict. They are taken to predict %s, as its class says; if that is wrong, pass "
+                "Distillation(..., mask_fn=...).",
+                rule,
+            )
 
     def logits(self, outputs: Any) -> Tensor:
         """Return the logits of the student's output, padding of the vocabulary included."""

@@ -1,10 +1,14 @@
 """What a student's architecture says about its positions."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+IGNORED_LABEL = -100
+"""The label that Hugging Face's and torch's losses leave out."""
 
 
 @dataclass(frozen=True)
@@ -16,25 +20,42 @@ class Task:
         encoder_decoder: Whether the logits belong to a decoder, so that ``attention_mask``, which
             is the encoder's, says nothing about them.
         aligned: Whether the batch's labels were shifted already, as Composer does in evaluation.
+        labelled: Whether the positions that carry a label are those that count, though their logits
+            predict the label where they stand.
     """
 
     shift: bool = False
     encoder_decoder: bool = False
     aligned: bool = False
+    labelled: bool = False
+
+    @property
+    def counts_labels(self) -> bool:
+        """Whether the positions that carry the task's own loss are those that count."""
+        return self.shift or self.encoder_decoder or self.labelled
+
+    def found(self, *, predicts_next: bool) -> "Task":
+        """Return the task as the student's own loss says it is.
+
+        Args:
+            predicts_next: Whether the logits at a position predict the next label.
+        """
+        return replace(self, shift=predicts_next, labelled=self.labelled or self.shift)
 
 
 def task_of(model: nn.Module) -> Task:
     """Read the task from a student.
 
-    A model's own ``shift_labels`` (a Composer ``HuggingFaceModel`` has it) decides; without it the
-    model is causal if it is, or holds, one of transformers' registered causal LM classes.
+    It is what is known before the first loss, which may tell better; see ``own_loss``. A model's
+    own ``shift_labels`` (a Composer ``HuggingFaceModel`` has it) decides; without it the model is
+    causal if it is, or holds, one of transformers' registered causal LM classes.
 
     Args:
         model: The student, wrapped for distributed training or not.
 
     Example:
         >>> task_of(nn.Linear(2, 2))
-        Task(shift=False, encoder_decoder=False, aligned=False)
+        Task(shift=False, encoder_decoder=False, aligned=False, labelled=False)
     """
     config = _first(model, "config")
     encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
@@ -42,6 +63,23 @@ def task_of(model: nn.Module) -> Task:
     if shift is None:
         shift = not encoder_decoder and any(map(_is_causal_lm, model.modules()))
     return Task(bool(shift), encoder_decoder)
+
+
+def next_labels(labels: Tensor) -> Tensor:
+    """Return at each position the label of the next one, -100 at the last.
+
+    Args:
+        labels: One class a position.
+
+    Shape:
+        - labels, result: ``(..., T)``.
+
+    Example:
+        >>> import torch
+        >>> next_labels(torch.tensor([[4, 5, 6]]))
+        tensor([[   5,    6, -100]])
+    """
+    return F.pad(labels[..., 1:], (0, 1), value=IGNORED_LABEL)
 
 
 def _first(model: nn.Module, name: str) -> Any:

@@ -21,7 +21,7 @@ from composer_distill.telemetry.values import (
     top1_agreement,
 )
 from composer_distill.terms.logits import LogitsTerm
-from composer_distill.terms.task import Task
+from composer_distill.terms.task import IGNORED_LABEL, Task
 
 
 class TeacherEvaluation:
@@ -111,13 +111,17 @@ def _with_labels(state: State, task: Task) -> tuple[Any, Task]:
     """Return the batch with its labels, and the task that tells how they are aligned.
 
     ``HuggingFaceModel.eval_forward`` may have taken them out of the batch, and then it has shifted
-    a causal model's.
+    those of a model that it takes for causal. Where the student's own loss does not shift they are
+    shifted back; of the first label of each sequence nothing is left then.
     """
-    batch = shallow_copy(state.batch)
-    labels = getattr(getattr(state.model, "module", state.model), "labels", None)
-    if isinstance(batch, dict) and "labels" not in batch and isinstance(labels, Tensor):
-        return {**batch, "labels": labels}, replace(task, aligned=True)
-    return batch, task
+    batch, model = shallow_copy(state.batch), getattr(state.model, "module", state.model)
+    labels = getattr(model, "labels", None)
+    if not isinstance(batch, dict) or "labels" in batch or not isinstance(labels, Tensor):
+        return batch, task
+    shifted = getattr(model, "shift_labels", False) or batch.get("mode") == "icl_task"
+    if shifted and not task.shift and labels.ndim > 1:
+        labels = torch.nn.functional.pad(labels[..., :-1], (1, 0), value=IGNORED_LABEL)
+    return {**batch, "labels": labels}, replace(task, aligned=bool(shifted))
 
 
 def _fresh(metrics: Mapping[str, Metric], state: State) -> dict[str, Metric]:
