@@ -3,13 +3,16 @@
 import importlib
 import logging
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from composer_distill.teachers.streams import untouched_streams
 from composer_distill.weights.checkpoint import named_errors, open_source
+from composer_distill.weights.contents import Contents
 
 if TYPE_CHECKING:
     from transformers.configuration_utils import PretrainedConfig
@@ -21,7 +24,8 @@ log = logging.getLogger(__name__)
 def build_pretrained(folder_or_name: str | Path, *, strict: bool = True) -> "PreTrainedModel":
     """Build the model of a Hugging Face folder or name, of the class that it was saved from.
 
-    transformers reads the weights, as plain data; code that comes with a model is never run.
+    transformers reads the weights, as plain data; code that comes with a model is never run. They
+    keep the type that they have in the folder.
 
     Args:
         folder_or_name: A local folder, or a name on the hub.
@@ -35,9 +39,10 @@ def build_pretrained(folder_or_name: str | Path, *, strict: bool = True) -> "Pre
     """
     transformers = _transformers()
     where = _folder_or_name(folder_or_name)
-    if Path(where).is_dir():
-        with named_errors("from_pretrained", where), open_source(where):
-            pass  # only to say it in our words, before transformers does, if it is not to be read
+    dtype: Any = "auto"
+    if Path(where).is_dir():  # what is not to be read is said in our words, before transformers'
+        with named_errors("from_pretrained", where), open_source(where) as contents:
+            dtype = _type_of(contents)
     with untouched_streams():
         config = _read_config(transformers, where)
         model_class = _own_class(transformers, config, where)
@@ -46,9 +51,10 @@ def build_pretrained(folder_or_name: str | Path, *, strict: bool = True) -> "Pre
             config=config,
             trust_remote_code=False,
             weights_only=True,
+            torch_dtype=dtype,
             output_loading_info=True,
         )
-    wrong = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
+    wrong = [*_lacking(model, info), *(entry[0] for entry in info["mismatched_keys"])]
     if wrong and strict:
         raise ValueError(
             f"{where} lacks {len(wrong)} weights of a {model_class.__name__}, or has them in "
@@ -57,6 +63,18 @@ def build_pretrained(folder_or_name: str | Path, *, strict: bool = True) -> "Pre
     if info["unexpected_keys"]:
         log.info("%s: %d weights are not used", where, len(info["unexpected_keys"]))
     return model
+
+
+def reduced_type(model: nn.Module) -> torch.dtype | None:
+    """The one type of all of a model's weights, None where it is float32 or there are several.
+
+    Example:
+        >>> reduced_type(nn.Linear(2, 1).bfloat16()), reduced_type(nn.Linear(2, 1))
+        (torch.bfloat16, None)
+    """
+    types = {parameter.dtype for parameter in model.parameters()}
+    only = types.pop() if len(types) == 1 else torch.float32
+    return None if only is torch.float32 else only
 
 
 def build_from_composer(source: str | Path, *, name: str) -> nn.Module:
@@ -127,6 +145,20 @@ def _own_class(transformers: Any, config: "PretrainedConfig", where: str) -> Any
             "transformers is needed; build the model yourself and pass Teacher(model)"
         )
     return found
+
+
+def _type_of(contents: Contents) -> torch.dtype | None:
+    """The widest floating-point type of a folder's weights; a configuration may tell another."""
+    types = {spec.dtype for spec in contents.specs.values()}
+    floating = [each for each in types if each.is_floating_point and each.itemsize > 1]
+    return reduce(torch.promote_types, floating) if floating else None
+
+
+def _lacking(model: nn.Module, info: Mapping[str, Any]) -> list[str]:
+    """The weights that are missing, but for batch norm's counters where a file has not one."""
+    counters = {key for key in model.state_dict() if key.endswith("num_batches_tracked")}
+    missing = set(info["missing_keys"])
+    return sorted(missing - counters if counters <= missing else missing)
 
 
 def _stored_model(stored: Mapping[str, Any]) -> Mapping[str, Any]:

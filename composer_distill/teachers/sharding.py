@@ -38,10 +38,7 @@ def is_to_be_sharded(model: nn.Module, choice: Sharding, state: State, label: st
             "along their classes. Use parallelism_config={'fsdp': ...} instead of 'tp'."
         )
     if any(tensor.is_meta for tensor in model.parameters()):
-        raise ValueError(
-            f"{label}: its weights are on the meta device, so it knows nothing. Load them with "
-            "Teacher(model, checkpoint=...)."
-        )
+        raise ValueError(f"{label}: {_where_weights_are(model)}")
     if choice == "sharded" and state.fsdp_config is None:
         raise ValueError(
             "teacher_sharding='sharded' cuts teachers as the student is cut, but the Trainer has "
@@ -51,6 +48,20 @@ def is_to_be_sharded(model: nn.Module, choice: Sharding, state: State, label: st
     size = sum(parameter.numel() for parameter in model.parameters())
     large = choice == "auto" and state.fsdp_config is not None and size > SHARD_ABOVE
     return choice == "sharded" or large
+
+
+def _where_weights_are(model: nn.Module) -> str:
+    # accelerate marks the modules whose weights it brings for each forward
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        return (
+            "its weights were offloaded by accelerate, which alone moves them. Load the model "
+            "without device_map, and pass Teacher(model, offload=True) to keep its weights in host "
+            "memory between batches."
+        )
+    return (
+        "its weights are on the meta device, so it knows nothing. Load them with "
+        "Teacher(model, checkpoint=...)."
+    )
 
 
 def shard(model: nn.Module, state: State) -> None:

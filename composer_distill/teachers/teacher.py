@@ -11,7 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from composer_distill.teachers.huggingface import build_from_composer, build_pretrained
+from composer_distill.teachers.huggingface import (
+    build_from_composer,
+    build_pretrained,
+    reduced_type,
+)
 from composer_distill.teachers.placement import on_device, pin
 from composer_distill.teachers.splitting import map_tensors, shallow_copy, split
 from composer_distill.teachers.streams import untouched_streams
@@ -99,6 +103,9 @@ class Teacher:
     def from_pretrained(cls, folder_or_name: str | Path, **options: Any) -> "Teacher":
         """Build a teacher from a Hugging Face folder or name, with the weights that it holds.
 
+        They keep the type that they have there. Where all have one type other than float32, such
+        as bfloat16, that is the teacher's ``dtype``, unless you give another.
+
         Args:
             folder_or_name: What ``save_pretrained`` wrote, or a name on the hub.
             **options: The options of a Teacher, without ``checkpoint`` and ``ema``.
@@ -109,7 +116,8 @@ class Teacher:
         """
         _refuse(options, ("checkpoint", "ema"), "from_pretrained")
         strict = options.get("strict", True)
-        teacher = cls(build_pretrained(folder_or_name, strict=strict), **options)
+        model = build_pretrained(folder_or_name, strict=strict)
+        teacher = cls(model, **{"dtype": reduced_type(model), **options})
         teacher.checkpoint = folder_or_name
         log.info("%s is %r", teacher.label, teacher)
         return teacher

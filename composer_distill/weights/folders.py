@@ -12,6 +12,7 @@ from composer_distill.weights.sharded import METADATA, open_sharded
 # The files that save_pretrained writes, in the order in which transformers prefers them.
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 INDEX_ENDING = ".index.json"
+ADAPTER = "adapter_config.json"
 
 
 @contextmanager
@@ -27,6 +28,11 @@ def open_folder(folder: Path, *, ema: bool | None = None) -> Iterator[Contents]:
     """
     if ema is not None:
         raise ValueError("ema can be chosen from a Composer checkpoint of one file only")
+    if (folder / ADAPTER).exists():
+        raise ValueError(
+            "it holds a PEFT adapter, which changes another model; merge the two with peft's "
+            "merge_and_unload(), save the result with save_pretrained(), and name that folder"
+        )
     if (folder / METADATA).is_file():
         yield open_sharded(folder)
         return

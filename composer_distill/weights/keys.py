@@ -218,6 +218,11 @@ def likely_cause(
             f"the file's model was changed by {' and '.join(surgery)} before it was trained; apply "
             "the same to this model first, with composer.functional or the algorithm itself"
         )
+    if any(".lora_" in key for key in match.unexpected):
+        return (
+            "a PEFT adapter, which changes another model; merge the two with peft's "
+            "merge_and_unload(), and save the result"
+        )
     if _only_heads(match, model, file):
         key, old = next(iter(match.mismatched.items()))
         return (

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 from composer.models import HuggingFaceModel
+from safetensors.torch import save_file
 
-from composer_distill.teachers import Teacher
+from composer_distill.teachers import Teacher, load_weights
 
 
 @pytest.mark.parametrize("make", ["bert", "gpt"])
@@ -23,6 +24,67 @@ def test_from_a_folder(zoo, tmp_path, make, safe, shard):
     assert (teacher.name, teacher.weight, teacher.microbatch_size) == ("hf", 2.0, 3)
     assert f"from {tmp_path}" in repr(teacher)
     assert teacher.fingerprint() == Teacher(model).fingerprint()
+
+
+@pytest.mark.parametrize("safe", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_folder_keeps_its_type(zoo, tmp_path, safe, dtype):
+    model = zoo.bert().to(dtype)
+    model.save_pretrained(tmp_path, safe_serialization=safe, max_shard_size="8KB")
+    teacher = Teacher.from_pretrained(tmp_path)
+    assert {parameter.dtype for parameter in teacher.model.parameters()} == {dtype}
+    assert zoo.same(teacher.model, model)
+    wide = Teacher.from_pretrained(tmp_path, dtype=torch.float32)
+    wide.place(torch.device("cpu"))
+    assert {parameter.dtype for parameter in wide.model.parameters()} == {torch.float32}
+
+
+def test_the_weights_tell_the_type_and_not_the_configuration(zoo, tmp_path):
+    zoo.bert().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16"}))
+    teacher = Teacher.from_pretrained(tmp_path)
+    assert {parameter.dtype for parameter in teacher.model.parameters()} == {torch.float32}
+
+
+def make_resnet():
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "num_labels": 3}
+    return ResNetForImageClassification(ResNetConfig(layer_type="basic", **sizes))
+
+
+def test_a_folder_in_bfloat16_answers_images_in_float32(tmp_path):
+    make_resnet().bfloat16().save_pretrained(tmp_path)
+    teacher = Teacher.from_pretrained(tmp_path)
+    teacher.freeze()
+    images = {"pixel_values": torch.randn(2, 3, 32, 32)}
+    answer = teacher.forward(images, lambda model, batch: model(**batch), lambda raw: raw.logits)
+    assert answer.dtype == torch.bfloat16
+
+
+def test_a_folder_from_before_batch_norm_counted(zoo, tmp_path):
+    model = make_resnet()
+    state = model.state_dict()
+    kept = {key: value for key, value in state.items() if "num_batches" not in key}
+    model.save_pretrained(tmp_path, state_dict=kept)
+    assert zoo.same(Teacher.from_pretrained(tmp_path).model, model)
+    kept.pop("resnet.embedder.embedder.normalization.running_mean")
+    model.save_pretrained(tmp_path, state_dict=kept)
+    with pytest.raises(ValueError, match=r"lacks 1 weights .*running_mean"):
+        Teacher.from_pretrained(tmp_path)
+
+
+def test_an_adapter_is_no_teacher(zoo, tmp_path):
+    """What PEFT saves; transformers would go and fetch the model that it names."""
+    weights = {"base_model.model.bert.encoder.layer.0.lora_A.weight": torch.ones(2, 16)}
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
+    for load in (Teacher.from_pretrained, lambda folder: load_weights(zoo.bert(), folder)):
+        with pytest.raises(ValueError, match=r"PEFT adapter.*merge_and_unload.*name that folder"):
+            load(tmp_path)
+    with pytest.raises(ValueError, match=r"Likely cause: a PEFT adapter.*merge_and_unload"):
+        load_weights(zoo.bert(), tmp_path / "adapter_model.safetensors")
 
 
 def test_a_folder_without_all_weights(zoo, tmp_path):

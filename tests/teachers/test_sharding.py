@@ -85,6 +85,14 @@ def test_a_teacher_without_some_of_its_weights_is_refused():
         decide("auto", state(), model)
 
 
+def test_a_teacher_that_accelerate_offloaded_is_told_what_to_do():
+    model = teacher(device="meta")
+    next(iter(model.modules()))._hf_hook = object()  # accelerate's mark
+    with pytest.raises(ValueError, match=r"teacher 0 .*without device_map.*offload=True") as error:
+        decide("auto", state(), model)
+    assert "checkpoint=" not in str(error.value)
+
+
 def test_deciding_leaves_the_teacher_as_it_is():
     model = teacher()
     before = {name: value.clone() for name, value in model.state_dict().items()}
