@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from composer_distill.teachers.decoders import decoder_inputs
+
 LABEL_KEYS = frozenset(
     ("labels", "label", "label_ids", "next_sentence_label", "start_positions", "end_positions")
 )
@@ -105,15 +107,13 @@ def _language_inputs(
         for key, value in batch.items()
         if key not in LABEL_KEYS and (names is None or key in names)
     }
-    config = getattr(model, "config", None)
-    prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    needs_decoder_inputs = (
-        getattr(config, "is_encoder_decoder", False)
-        and not inputs.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}
-        and batch.get("labels") is not None
-    )
-    if needs_decoder_inputs and callable(prepare):
-        inputs["decoder_input_ids"] = prepare(labels=batch["labels"])
+    labels = batch.get("labels")
+    is_pair = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    takes_tokens = is_pair and (names is None or "decoder_input_ids" in names)
+    given = inputs.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}
+    if takes_tokens and not given and isinstance(labels, Tensor) and labels.ndim == 2:
+        made = decoder_inputs(model, labels)
+        inputs |= {} if made is None else {"decoder_input_ids": made}
     if names is not None and "use_cache" in names:
         inputs["use_cache"] = False
     return inputs
