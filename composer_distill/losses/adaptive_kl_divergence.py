@@ -26,11 +26,13 @@ def _rows(
     forward = torch.linalg.vecdot(teacher.probs, ratio)
     gradient, reverse = through_softmax(ratio.neg_(), student.probs)
     share = head.squeeze(-1)
+    difference = student.probs.sub_(teacher.probs)
     values = share * forward + (1.0 - share) * reverse
+    # What is 0 but for the rounding of both, as in KLDivergence
+    values = values + (2.0 * share - 1.0) * difference.sum(-1)
     if not wanted:
         return values, None
-    forward_gradient = student.probs.sub_(teacher.probs).mul_(head)
-    return values, gradient.mul_(1.0 - head).add_(forward_gradient)
+    return values, gradient.mul_(1.0 - head).add_(difference.mul_(head))
 
 
 def _head_share(q: Tensor, p: Tensor, mu: float) -> Tensor:
@@ -40,6 +42,7 @@ def _head_share(q: Tensor, p: Tensor, mu: float) -> Tensor:
     descending, order = p.sort(-1, descending=True)
     # The mask belongs to the sorted classes: sort the gaps alike before masking.
     in_head = descending.cumsum(-1) <= mu
+    in_head[..., 0] = True  # also where the first class alone exceeds mu, as in the authors' code
     of_head = torch.where(in_head, gap.gather(-1, order), 0.0).sum(-1, keepdim=True)
     total = gap.sum(-1, keepdim=True)
     return of_head / total.clamp(min=torch.finfo(p.dtype).tiny)
@@ -68,9 +71,8 @@ class AdaptiveKLDivergence(TemperedLoss):
 
     ``T^2 * (w KL(p || q) + (1 - w) KL(q || p))`` in nats, with ``w = g_head / (g_head + g_tail)``
     and ``g`` the sum of ``|p - q|`` over a set of classes. The head is those most likely to the
-    teacher, as long as their probabilities add up to no more than mu. The weight is a constant to
-    the gradient. Where the teacher's first class alone exceeds mu the head is empty and the loss
-    is the reverse KL.
+    teacher: the first, and those after it as long as the probabilities add up to no more than mu.
+    The weight is a constant to the gradient.
 
     Args:
         mu: The teacher's probability that bounds the head, from 0 to 1.
@@ -91,8 +93,8 @@ class AdaptiveKLDivergence(TemperedLoss):
     Example:
         >>> import torch
         >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 2.0]]).log1p()
-        >>> AdaptiveKLDivergence(mu=0.5)(student, teacher)  # the head is empty: the reverse KL
-        tensor(0.1438)
+        >>> AdaptiveKLDivergence(mu=0.5)(student, teacher)  # half of either KL
+        tensor(0.1373)
     """
 
     function = staticmethod(adaptive_kl_divergence)

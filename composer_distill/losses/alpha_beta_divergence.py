@@ -6,13 +6,13 @@ from composer_distill.losses.base import Schedule
 from composer_distill.losses.checks import check_number
 from composer_distill.losses.divergence import divergence
 from composer_distill.losses.functional import TemperedLoss
-from composer_distill.losses.softened import Formula, Softened
+from composer_distill.losses.softened import Formula, Softened, lse
 
 
 def _powers(
     student: Softened, teacher: Softened, alpha: float, beta: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    log_q, log_p = student.logits - student.lse, teacher.logits - teacher.lse
+    log_q, log_p = student.logits - lse(student), teacher.logits - lse(teacher)
     both = alpha + beta
     # Written so that all three are equal, bit for bit, where student and teacher are.
     mixed = (both * log_q + alpha * (log_p - log_q)).exp()

@@ -22,7 +22,7 @@ def cosine_embedding(
     s, t = (torch.where(ruled_out, 0.0, rows_of) for rows_of in (rows.student, rows.teacher))
     # Scaled to a largest entry of 1 first: the square of a large logit must not overflow.
     s, t = (x / x.detach().abs().amax(-1, keepdim=True).clamp(min=1e-12) for x in (s, t))
-    return rows.reduce(1.0 - F.cosine_similarity(s, t, dim=-1))
+    return rows.reduce_divergence(1.0 - F.cosine_similarity(s, t, dim=-1))
 
 
 class CosineEmbedding(FunctionalLoss):

@@ -26,7 +26,7 @@ def decoupled_kd(
     q, p = split(rows.student, y, temperature), split(rows.teacher, y, temperature)
     target = p.target.exp() * (p.target - q.target) + p.others.exp() * (p.others - q.others)
     others = (p.among_others.exp() * (p.among_others - q.among_others)).sum(1)
-    return rows.reduce(temperature**2 * (alpha * target + beta * others))
+    return rows.reduce_divergence(temperature**2 * (alpha * target + beta * others))
 
 
 class DecoupledKD(TemperedLoss):

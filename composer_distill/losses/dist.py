@@ -6,7 +6,7 @@ from torch import Tensor
 from composer_distill.losses.base import Schedule
 from composer_distill.losses.checks import check_number, check_reduction, check_temperature
 from composer_distill.losses.functional import TemperedLoss
-from composer_distill.losses.rows import lay_out
+from composer_distill.losses.rows import lay_out, not_below_zero
 from composer_distill.losses.softened import soften
 
 
@@ -30,7 +30,7 @@ def dist(
     q, p = q * keep, p * keep
     between = _one_minus_correlation(q, p, torch.ones_like(q), 1).sum() / keep.sum().clamp(min=1.0)
     within = _one_minus_correlation(q, p, keep.expand_as(q), 0).mean()
-    return beta * between + gamma * within
+    return beta * not_below_zero(between) + gamma * not_below_zero(within)
 
 
 def _one_minus_correlation(x: Tensor, y: Tensor, counts: Tensor, axis: int) -> Tensor:

@@ -43,7 +43,10 @@ def divergence(
     if chosen == "none" or torch.compiler.is_compiling():
         rows = lay_out(student, teacher, mask, dim, chosen)
         q, p = soften(rows.student, temperature), soften(rows.teacher, temperature)
-        return rows.reduce_terms(factor * formula.terms(q, p, *formula.arguments))
+        terms = factor * formula.terms(q, p, *formula.arguments)
+        if chosen == "none":
+            return rows.reduce_terms(terms)
+        return rows.reduce_divergence(terms.sum(-1))
     check_inputs(student, teacher, mask, check_dim(dim))
     s, t, index = as_rows(student, dim), as_rows(teacher, dim), None
     if mask is not None and not bool(mask.all()):

@@ -37,7 +37,7 @@ def ikl(
     mean = (weights * difference).sum(-1, keepdim=True)
     variance = (weights * (difference - mean).square()).sum(-1)
     divergence = temperature**2 * (p.probs * log_ratio(q, p)).sum(-1)
-    return rows.reduce(alpha * divergence + 0.5 * beta * variance)
+    return rows.reduce_divergence(alpha * divergence + 0.5 * beta * variance)
 
 
 class IKL(TemperedLoss):

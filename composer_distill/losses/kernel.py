@@ -159,7 +159,7 @@ def chunked(
     dtype, slope = compute_dtype(student, teacher), factor / temperature
     if index is None and student.dtype == dtype and 0 < student.numel() <= _entries(student):
         total, gradient = _total_and_gradient(formula, student, teacher, dtype, temperature, wanted)
-        total = total.mul_(factor)
+        total = total.mul_(factor).clamp_(min=0.0)
         return Chunked(total, None if gradient is None else gradient.mul_(slope), None)
     n = (student if index is None else index).shape[0]
     total = torch.zeros((), dtype=dtype, device=student.device)
@@ -179,7 +179,8 @@ def chunked(
             gradient[start:stop] = row_gradient.div_(largest.unsqueeze(1))
         else:
             torch.mul(row_gradient, slope, out=gradient[start:stop])
-    return Chunked(total * factor, gradient if wanted else None, scale)
+    # What falls below 0 near agreement is rounding
+    return Chunked((total * factor).clamp_(min=0.0), gradient if wanted else None, scale)
 
 
 def _total_and_gradient(

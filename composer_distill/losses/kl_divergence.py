@@ -6,7 +6,7 @@ from torch import Tensor
 from composer_distill.losses.base import Schedule
 from composer_distill.losses.divergence import divergence
 from composer_distill.losses.functional import TemperedLoss
-from composer_distill.losses.softened import Formula, Softened, add_to_rows, log_ratio
+from composer_distill.losses.softened import Formula, Softened, log_ratio, lse_gap
 
 
 def _terms(student: Softened, teacher: Softened) -> Tensor:
@@ -15,13 +15,16 @@ def _terms(student: Softened, teacher: Softened) -> Tensor:
 
 def _rows(student: Softened, teacher: Softened, wanted: bool) -> tuple[Tensor, Tensor | None]:
     ratio = teacher.logits - student.logits
-    if isinstance(student.lse, float):
+    if student.peak is None or teacher.peak is None:
         values = ratio.mul_(teacher.probs)
-    else:
-        # Adding the difference of the log-sum-exps to the sum instead of to each term saves a pass.
-        values = torch.linalg.vecdot(teacher.probs, ratio)
-        values = add_to_rows(values, student.lse - teacher.lse)
-    return values, student.probs.sub_(teacher.probs) if wanted else None
+        return values, student.probs.sub_(teacher.probs) if wanted else None
+    # Adding the difference of the log-sum-exps to the sum instead of to each term saves a pass.
+    gap = lse_gap(student.peak, teacher.peak).squeeze(-1)
+    values = torch.linalg.vecdot(teacher.probs, ratio) + gap
+    gradient = student.probs.sub_(teacher.probs)
+    # No term of sum_c [p log(p / q) + q - p] is negative: near agreement the second sum, 0 but for
+    # rounding, takes the rounding of the log-sum-exps away.
+    return values + gradient.sum(-1), gradient if wanted else None
 
 
 FORWARD_KL = Formula(_terms, _rows)
@@ -44,7 +47,8 @@ class KLDivergence(TemperedLoss):
     """Forward KL: from the teacher's softened distribution ``p`` to the student's ``q``.
 
     ``T^2 * sum_c p_c (log p_c - log q_c)`` in nats, with ``p = softmax(teacher / T)`` and
-    ``q = softmax(student / T)``. It is 0 where student and teacher agree and positive elsewhere.
+    ``q = softmax(student / T)``. It is 0 where student and teacher agree and positive elsewhere;
+    rounding never takes it below 0.
 
     Args:
         temperature: T, positive: a number, or a schedule. The factor T^2 keeps the size of the

@@ -86,12 +86,12 @@ def _check_range(labels: Tensor, classes: int) -> None:
 
 def split(logits: Tensor, labels: Tensor, temperature: float) -> TargetAndOthers:
     """Split the softmax of rows of logits at their labels, in log space throughout."""
-    logits = logits.clamp(min=FLOOR) / temperature
+    # Normalised first: a difference of two large log-sum-exps would keep the rounding of both
+    log_probs = (logits.clamp(min=FLOOR) / temperature).log_softmax(1)
     column = labels.unsqueeze(1)
-    others = logits.scatter(1, column, FLOOR)
-    of_all, of_others = logits.logsumexp(1), others.logsumexp(1)
+    others = log_probs.scatter(1, column, FLOOR)
     return TargetAndOthers(
-        target=logits.gather(1, column).squeeze(1) - of_all,
-        others=of_others - of_all,
-        among_others=others - of_others.unsqueeze(1),
+        target=log_probs.gather(1, column).squeeze(1),
+        others=others.logsumexp(1),
+        among_others=others.log_softmax(1),
     )

@@ -5,7 +5,13 @@ from torch import Tensor
 
 from composer_distill.losses.divergence import divergence
 from composer_distill.losses.functional import TemperedLoss
-from composer_distill.losses.softened import Formula, Softened, log_ratio, through_softmax
+from composer_distill.losses.softened import (
+    Formula,
+    Softened,
+    log_ratio,
+    surplus,
+    through_softmax,
+)
 
 
 def _terms(student: Softened, teacher: Softened) -> Tensor:
@@ -14,10 +20,11 @@ def _terms(student: Softened, teacher: Softened) -> Tensor:
 
 def _rows(student: Softened, teacher: Softened, wanted: bool) -> tuple[Tensor, Tensor | None]:
     log_ratio_of_student = log_ratio(student, teacher).neg_()
-    if not wanted:
-        return torch.linalg.vecdot(student.probs, log_ratio_of_student), None
-    gradient, values = through_softmax(log_ratio_of_student, student.probs)
-    return values, gradient
+    if wanted:
+        gradient, values = through_softmax(log_ratio_of_student, student.probs)
+    else:
+        gradient, values = None, torch.linalg.vecdot(student.probs, log_ratio_of_student)
+    return values + surplus(student, teacher), gradient
 
 
 REVERSE_KL = Formula(_terms, _rows)

@@ -12,6 +12,7 @@ from composer_distill.losses.softened import (
     Softened,
     bounded_log_ratio,
     student_over_mixture,
+    surplus,
     through_softmax,
 )
 
@@ -28,6 +29,7 @@ def _rows(
 ) -> tuple[Tensor, Tensor | None]:
     over_mixture = student_over_mixture(bounded_log_ratio(student, teacher), 1.0 - alpha)
     values = torch.linalg.vecdot(student.probs, over_mixture)
+    values = values + (1.0 - alpha) * surplus(student, teacher)
     if not wanted:
         return values, None
     direction = over_mixture.sub_(over_mixture.exp().mul_(alpha))

@@ -60,6 +60,10 @@ class Rows(NamedTuple):
             return total / max(values.shape[0], 1)
         return total / self.keep.sum().clamp(min=1)
 
+    def reduce_divergence(self, values: Tensor) -> Tensor:
+        """Reduce values that are 0 or more but for rounding: what falls below 0 comes out as 0."""
+        return not_below_zero(self.reduce(values))
+
     def reduce_terms(self, terms: Tensor) -> Tensor:
         """Reduce one term for each entry, ``(N, C)``, to a scalar.
 
@@ -73,6 +77,11 @@ class Rows(NamedTuple):
             terms = torch.where(self.keep.unsqueeze(1), terms, 0.0)
         moved = (*position_shape(self.like, self.dim), self.like.shape[self.dim])
         return terms.reshape(moved).movedim(-1, self.dim)
+
+
+def not_below_zero(value: Tensor) -> Tensor:
+    """Return ``value``, or 0 where rounding took it below, with its gradient either way."""
+    return value + value.detach().neg().clamp(min=0.0)
 
 
 def as_rows(logits: Tensor, dim: int) -> Tensor:

@@ -12,6 +12,7 @@ from composer_distill.losses.softened import (
     Softened,
     bounded_log_ratio,
     student_over_mixture,
+    surplus,
     through_softmax,
 )
 
@@ -29,6 +30,7 @@ def _rows(
     ratio = bounded_log_ratio(student, teacher)
     over_mixture = ratio.add_(student_over_mixture(ratio, alpha))
     values = torch.linalg.vecdot(teacher.probs, over_mixture)
+    values = values - (1.0 - alpha) * surplus(student, teacher)
     if not wanted:
         return values, None
     direction = over_mixture.exp_().mul_(alpha - 1.0)

@@ -6,15 +6,15 @@ from torch import Tensor
 from composer_distill.losses.base import Schedule
 from composer_distill.losses.divergence import divergence
 from composer_distill.losses.functional import TemperedLoss
-from composer_distill.losses.softened import Formula, Softened, add_to_rows
+from composer_distill.losses.softened import Formula, Softened, add_to_rows, lse
 
 
 def _terms(student: Softened, teacher: Softened) -> Tensor:
-    return teacher.probs * (student.lse - student.logits)
+    return teacher.probs * (lse(student) - student.logits)
 
 
 def _rows(student: Softened, teacher: Softened, wanted: bool) -> tuple[Tensor, Tensor | None]:
-    values = add_to_rows(-torch.linalg.vecdot(teacher.probs, student.logits), student.lse)
+    values = add_to_rows(-torch.linalg.vecdot(teacher.probs, student.logits), lse(student))
     return values, student.probs.sub_(teacher.probs) if wanted else None
 
 

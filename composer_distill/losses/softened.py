@@ -17,15 +17,22 @@ _SMALL_ENTRIES = 2**15
 _FEW_CLASSES = 64
 
 
-class Softened(NamedTuple):
-    """Rows of logits over the temperature, their softmax, and their log-sum-exp.
+class Peak(NamedTuple):
+    """The largest logit of each row and its probability, ``(N, 1)``."""
 
-    The log-sum-exp is ``(N, 1)``, or the number 0 where the logits are normalised.
+    logit: Tensor
+    prob: Tensor
+
+
+class Softened(NamedTuple):
+    """Rows of logits over the temperature, their softmax, and their peaks.
+
+    There are no peaks where the logits are normalised, so that their log-sum-exp is 0.
     """
 
     logits: Tensor
     probs: Tensor
-    lse: Tensor | float
+    peak: Peak | None = None
 
 
 class Formula(NamedTuple):
@@ -55,7 +62,8 @@ def soften(logits: Tensor, temperature: float) -> Softened:
     scaled = logits.clamp(min=FLOOR)
     if temperature != 1.0:
         scaled = scaled * (1.0 / temperature)
-    return Softened(scaled, scaled.softmax(-1), scaled.logsumexp(-1, keepdim=True))
+    log_probs = scaled.log_softmax(-1)
+    return Softened(log_probs, log_probs.exp())
 
 
 def soften_chunk(
@@ -78,24 +86,52 @@ def soften_chunk(
         scaled = scaled * (1.0 / temperature)
     if scaled.shape[-1] <= _FEW_CLASSES or scaled.numel() <= _SMALL_ENTRIES:
         log_probs = scaled.log_softmax(-1)
-        return Softened(log_probs, log_probs.exp(), 0.0)
+        return Softened(log_probs, log_probs.exp())
     probs, largest = scaled.softmax(-1), scaled.amax(-1, keepdim=True)
-    # The largest probability is exp(0) / Z, so that this needs no other exponential.
-    log_z = probs.amax(-1, keepdim=True).log().neg_()
+    highest = probs.amax(-1, keepdim=True)
     if shift:
-        return Softened(scaled - largest, probs, log_z)
-    return Softened(scaled, probs, largest + log_z)
+        return Softened(scaled - largest, probs, Peak(torch.zeros_like(largest), highest))
+    return Softened(scaled, probs, Peak(largest, highest))
+
+
+def lse(softened: Softened) -> Tensor | float:
+    """Return the log-sum-exp of each row, ``(N, 1)``, or the number 0 where it is that."""
+    # The largest probability is exp(0) / Z, so that this needs no other exponential.
+    return 0.0 if softened.peak is None else softened.peak.logit - softened.peak.prob.log()
 
 
 def log_ratio(student: Softened, teacher: Softened) -> Tensor:
     """Return ``log p - log q``, exactly zero where student and teacher are equal."""
-    return (teacher.logits - student.logits) + (student.lse - teacher.lse)
+    ratio = teacher.logits - student.logits
+    if student.peak is None or teacher.peak is None:
+        return ratio
+    return ratio.add_(lse_gap(student.peak, teacher.peak))
 
 
-def add_to_rows(values: Tensor, lse: Tensor | float) -> Tensor:
+def lse_gap(student: Peak, teacher: Peak) -> Tensor:
+    """Return the student's log-sum-exp less the teacher's, ``(N, 1)``, also where both are close.
+
+    The difference of the two themselves would keep the rounding of both, which are far larger.
+    """
+    excess = (teacher.prob - student.prob) / student.prob
+    return (student.logit - teacher.logit) + excess.log1p()
+
+
+def surplus(student: Softened, teacher: Softened) -> Tensor:
+    """Return the sum of ``p - q`` of each row, ``(N,)``; overwrites the teacher's probabilities.
+
+    It is 0 but for the rounding with which each of the two was made to add up to 1. The same
+    rounding is in :func:`lse_gap`: near agreement the reverse KL becomes as exact as its terms when
+    this is added, and the forward KL when it is taken away, since no term of
+    ``sum_c [q log(q / p) + p - q]`` is negative.
+    """
+    return teacher.probs.sub_(student.probs).sum(-1)
+
+
+def add_to_rows(values: Tensor, addend: Tensor | float) -> Tensor:
     """Add log-sum-exps ``(N, 1)``, or a difference of two, to values ``(N,)``."""
     # Where the logits are normalised there is nothing to add, and small inputs notice an addition.
-    return values + lse.squeeze(-1) if isinstance(lse, Tensor) else values
+    return values + addend.squeeze(-1) if isinstance(addend, Tensor) else values
 
 
 def bounded_log_ratio(student: Softened, teacher: Softened) -> Tensor:

@@ -8,7 +8,7 @@ from composer_distill.losses.base import Schedule
 from composer_distill.losses.checks import check_temperature
 from composer_distill.losses.functional import TemperedLoss
 from composer_distill.losses.rows import FLOOR, lay_out
-from composer_distill.losses.softened import Softened, add_to_rows, soften
+from composer_distill.losses.softened import Softened, soften
 
 Tail = Literal["bucket", "renormalise"]
 
@@ -38,7 +38,7 @@ def top_k_kl(
         )
     q, p = soften(rows.student, temperature), soften(rows.teacher, temperature)
     ids = p.logits.topk(k, dim=-1).indices
-    log_q, log_p = (x.logits.gather(-1, ids) - x.lse for x in (q, p))
+    log_q, log_p = (x.logits.gather(-1, ids) for x in (q, p))
     if tail == "bucket":
         values = (log_p.exp() * (log_p - log_q)).sum(-1)
         log_r, log_t = _log_tail(q, ids), _log_tail(p, ids)
@@ -46,13 +46,13 @@ def top_k_kl(
     else:
         log_p = log_p.log_softmax(-1)
         values = (log_p.exp() * (log_p - log_q)).sum(-1)
-    return rows.reduce(temperature**2 * values)
+    return rows.reduce_divergence(temperature**2 * values)
 
 
 def _log_tail(softened: Softened, ids: Tensor) -> Tensor:
     """Return the log-probability of all classes but ``ids``, without cancellation."""
     rest = softened.logits.scatter(-1, ids, FLOOR)
-    return add_to_rows(rest.logsumexp(-1), -softened.lse)
+    return rest.logsumexp(-1)
 
 
 def _check(k: int, tail: str) -> None:

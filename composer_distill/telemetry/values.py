@@ -8,7 +8,7 @@ from torch import Tensor
 
 from composer_distill.losses.precision import can_be_read
 from composer_distill.losses.rows import as_rows
-from composer_distill.losses.softened import soften_chunk
+from composer_distill.losses.softened import lse_gap, soften_chunk, surplus
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def divergence_and_entropies(
         parts[0] if len(parts) == 1 else torch.stack(parts).sum()
         for parts in zip(*sums, strict=True)
     )
-    return kl / count, minus_student / -count, minus_teacher / -count
+    return kl.clamp(min=0.0) / count, minus_student / -count, minus_teacher / -count
 
 
 def _sums(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,10 +113,10 @@ def _sums(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             for logits in (student, teacher)
         )
         minus_q, minus_p = (q.probs * q.logits).sum(), (p.probs * p.logits).sum()
-        kl = p.probs.mul_(p.logits.sub_(q.logits)).sum()
-        if isinstance(q.lse, Tensor) and isinstance(p.lse, Tensor):
-            kl = kl + (q.lse - p.lse).sum()
-            minus_q, minus_p = minus_q - q.lse.sum(), minus_p - p.lse.sum()
+        kl = p.logits.sub_(q.logits).mul_(p.probs).sum()
+        if q.peak is not None and p.peak is not None:
+            kl = kl + lse_gap(q.peak, p.peak).sum() - surplus(q, p).sum()
+            minus_q, minus_p = minus_q + q.peak.prob.log().sum(), minus_p + p.peak.prob.log().sum()
         if math.isfinite(kl.item()):
             return kl, minus_q, minus_p
     log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)

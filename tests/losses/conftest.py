@@ -57,9 +57,9 @@ def adaptive(s, t, mu):
     values = []
     for p, q in zip(*p_q(s, t), strict=True):
         head, tail, cumulated = 0.0, 0.0, 0.0
-        for c in sorted(range(len(p)), key=lambda c: -p[c]):
+        for rank, c in enumerate(sorted(range(len(p)), key=lambda c: -p[c])):
             cumulated += p[c]
-            if cumulated <= mu:
+            if rank == 0 or cumulated <= mu:
                 head += abs(p[c] - q[c])
             else:
                 tail += abs(p[c] - q[c])

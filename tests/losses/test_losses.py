@@ -53,6 +53,14 @@ def test_alpha_beta_tends_to_the_kls():
         )
 
 
+def test_adaptive_keeps_a_first_class_above_mu_in_the_head():
+    teacher, student = torch.tensor([[0.7, 0.2, 0.1]]).log(), torch.tensor([[0.3, 0.4, 0.3]]).log()
+    # By hand: the gaps are 0.4, 0.2 and 0.2, so that half is the forward KL and half the reverse
+    assert L.AdaptiveKLDivergence(mu=0.5)(student, teacher).item() == pytest.approx(
+        0.34864, abs=1e-5
+    )
+
+
 def test_adaptive_gradient_is_that_of_its_two_kls_at_fixed_weights():
     student, teacher = pair(n=1, c=8)
     student, teacher = 0.3 * student, 0.3 * teacher

@@ -61,6 +61,19 @@ def test_positive_elsewhere(row, call, seed):
     assert call(row.make(), student, teacher).item() > 1e-3
 
 
+@pytest.mark.parametrize("classes", [7, 600])
+@pytest.mark.parametrize("closeness", [1e-4, 1e-6])
+def test_near_agreement_rounding_never_takes_it_below_zero(row, call, closeness, classes):
+    if not row.zero_at_identity:
+        pytest.skip("is not 0 at agreement")
+    for seed in range(4):
+        student = logits(60, classes, seed=seed, dtype=torch.float32, scale=5.0)
+        teacher = student + logits(60, classes, seed=9, dtype=torch.float32, scale=closeness)
+        for wanted in (False, True):
+            leaf = student.clone().requires_grad_(wanted)
+            assert 0.0 <= call(row.make(), leaf, teacher).item() < 1e-3
+
+
 @pytest.mark.parametrize("shape", [(6, 5), (2, 3, 5), (2, 2, 3, 5)])
 def test_value_is_the_references(row, call, shape):
     student, teacher = pair(*shape)
