@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from composer_distill.losses import FusedLinearKL
 from composer_distill.schedule import Weight, Window, check_weight, to_time, weight_now
 from composer_distill.teachers import Teacher
-from composer_distill.teachers.roster import check_same, labels_of, to_teachers
+from composer_distill.teachers.roster import labels_of, to_teachers
 from composer_distill.teachers.sharding import Sharding
 from composer_distill.telemetry.observer import Observer
 from composer_distill.terms.fused import FusedTerm
@@ -32,6 +32,7 @@ from composer_distill.training.arguments import (
 from composer_distill.training.evaluation import TeacherEvaluation
 from composer_distill.training.events import EventHandlers
 from composer_distill.training.logbook import Logbook
+from composer_distill.training.record import compare, written
 
 
 class Distillation(Algorithm):
@@ -187,19 +188,17 @@ class Distillation(Algorithm):
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain types that tell who the teachers are, for a resumed run to compare."""
-        identities = {str(i): peer.identities for i, peer in enumerate(self._events.peers)}
-        return {**super().state_dict(), "teachers": identities}
+        return {**super().state_dict(), **written(self._events.peers)}
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
         """Compare the teachers with those of the run that wrote the checkpoint.
 
+        Composer hands every instance of one class the state of the last one, which tells of all.
+
         Raises:
             ValueError: If they differ and ``verify_teachers`` is set.
         """
-        # Composer hands every instance the state of the last one: each finds itself by position
-        saved = state.get("teachers", {}).get(str(self._events.position))
-        if self.verify_teachers and saved is not None:
-            check_same(saved, self._events.identities)
+        compare(state, self._events.peers)
 
     def __repr__(self) -> str:
         """Describe the arguments, without memory addresses."""

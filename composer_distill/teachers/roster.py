@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from composer.utils import dist
 from torch import nn
 
 from composer_distill.teachers.live import LiveTeacher
@@ -85,6 +86,31 @@ def check_apart(
                     f"{label}: its '{name}' is in the optimizer, which would train it. "
                     "Build the optimizer from the student's parameters alone."
                 )
+
+
+def check_alike_on_ranks(identities: Sequence[str], labels: Sequence[str]) -> None:
+    """Refuse teachers that are not the same on every rank; every rank must ask.
+
+    Args:
+        identities: Who this rank's teachers are.
+        labels: What errors call them.
+
+    Raises:
+        ValueError: On every rank, naming the first teacher that differs and who holds what.
+    """
+    if dist.get_world_size() == 1:
+        return
+    everywhere = dist.all_gather_object(list(identities))
+    for label, held in zip(labels, zip_longest(*everywhere, fillvalue="none"), strict=False):
+        ranks: dict[str, list[str]] = {}
+        for rank, identity in enumerate(held):
+            ranks.setdefault(identity, []).append(str(rank))
+        if len(ranks) > 1:
+            found = "; ".join(f"rank {', '.join(who)}: {what}" for what, who in ranks.items())
+            raise ValueError(
+                f"{label}: the ranks hold different teachers ({found}). Load one checkpoint on "
+                "every rank, or make random weights from one seed."
+            )
 
 
 def check_same(saved: Sequence[str], present: Sequence[str]) -> None:

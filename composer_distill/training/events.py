@@ -11,7 +11,7 @@ from torch import nn
 
 from composer_distill.schedule import Weight, Window, weight_now
 from composer_distill.teachers import Teacher
-from composer_distill.teachers.roster import check_apart
+from composer_distill.teachers.roster import check_alike_on_ranks, check_apart
 from composer_distill.teachers.sharding import Sharding
 from composer_distill.teachers.splitting import shallow_copy
 from composer_distill.terms.panel import TeacherPanel
@@ -20,6 +20,7 @@ from composer_distill.training.blending import Contribution
 from composer_distill.training.evaluation import TeacherEvaluation
 from composer_distill.training.logbook import Logbook
 from composer_distill.training.memory import agree_on_memory
+from composer_distill.training.record import keep_under_one_name
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class Settings(Protocol):
     org_loss_weight: Weight
     window: Window
     teacher_sharding: Sharding
+    verify_teachers: bool
 
 
 class EventHandlers:
@@ -63,6 +65,7 @@ class EventHandlers:
         # Known from INIT on
         self.peers: list[EventHandlers] = [self]
         self.identities: list[str] = []
+        self.former_identities: list[str] = []
         self._joins_late = False
         # Of the current microbatch
         self._view: Any = None
@@ -110,11 +113,18 @@ class EventHandlers:
         """Which of the instances in its Trainer this one is."""
         return self.peers.index(self)
 
+    @property
+    def verifies(self) -> bool:
+        """Whether a run that is resumed with other teachers is an error."""
+        return self._settings.verify_teachers
+
     def _prepare(self, state: State, logger: Logger) -> None:
         """INIT: check the teachers against the student, freeze them, move them."""
         settings = self._settings
         check_apart(settings.teachers, state.model, state.optimizers or ())
         self.identities = [teacher.identity() for teacher in settings.teachers]
+        self.former_identities = [teacher.former_identity() for teacher in settings.teachers]
+        check_alike_on_ranks(self.identities, self._panel.labels)
         for term in self._terms:
             term.prepare(state)
         self._panel.prepare(state, settings.teacher_sharding)
@@ -124,6 +134,7 @@ class EventHandlers:
         found = [_handlers_of(algorithm) for algorithm in state.algorithms]
         self.peers = [handlers for handlers in found if handlers is not None]
         self._book.position = self.position
+        keep_under_one_name(state, self.peers)
         # MixUp and CutMix may re-blend the loss at BEFORE_BACKWARD: then the term joins after them
         self._joins_late = any(getattr(a, "interpolate_loss", False) for a in state.algorithms)
         if self._joins_late:

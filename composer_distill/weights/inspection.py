@@ -29,7 +29,7 @@ def describe(source: str) -> str:
         >>> print(describe(str(path)).partition(chr(10))[2])
         a state_dict of 1 tensors, 6 values, 24 B
         safe to read: tensors and plain data only
-        fingerprint: 981580a1b596
+        fingerprint: fa8e2862d45b
         weights:
           weight  (2, 3)  float32
     """

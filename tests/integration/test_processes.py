@@ -129,6 +129,15 @@ def test_teachers_are_unchanged_on_every_rank(two):
         )
 
 
+def test_ranks_whose_teachers_differ_stop_and_name_the_teacher_and_the_ranks(two):
+    for rank in (0, 1):
+        said = two("differing_teachers", rank)["said"]
+        assert said.startswith("teacher 1 (Sequential): the ranks hold different teachers"), said
+        assert "rank 0: Sequential, " in said
+        assert "rank 1: Sequential, " in said
+        assert "Load one checkpoint on every rank" in said
+
+
 def test_a_resumed_run_of_two_processes_ends_bitwise_where_the_straight_one_ends(two):
     for rank in (0, 1):
         straight, *resumed = two("resumed", rank)["runs"]
@@ -142,6 +151,7 @@ def test_sharded_teachers_answer_as_whole_ones(two, kind):
     whole, cut = found[f"{kind}, replicated"], found[f"{kind}, sharded"]
     assert whole["cut"] == [False] * 3
     assert cut["cut"] == [True] * 3
+    assert whole["marks"] == cut["marks"]
     for name in filter(measured, whole["log"]):
         expected = [value for _, value in whole["log"][name]]
         assert [value for _, value in cut["log"][name]] == pytest.approx(expected, rel=1e-5), name

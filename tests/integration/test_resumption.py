@@ -1,5 +1,7 @@
 """A run that stops anywhere and goes on ends, bit for bit, where the straight run ends."""
 
+import hashlib
+
 import pytest
 import torch
 from composer.core import Callback
@@ -201,6 +203,93 @@ def test_a_small_change_in_one_weight_makes_another_teacher(tmp_path):
         other[-1].bias[2] += 1e-3
     with pytest.raises(ValueError, match="teacher 0"):
         trainer(Distillation(other, KLDivergence(2.0)), load_path=path)
+
+
+class Mine(Distillation):
+    """A class of the user's own, which Composer keeps under its own name."""
+
+
+# Composer's own, for the name that is not in the file
+UNKNOWN = pytest.mark.filterwarnings("ignore:Mine is not in the state_dict")
+
+
+def made(kind, seed=1, **options):
+    return kind(mlp(seed), KLDivergence(2.0), **options)
+
+
+@UNKNOWN
+@pytest.mark.parametrize("kinds", [(Mine, Distillation), (Distillation, Mine), (Mine, Mine)])
+def test_a_subclass_keeps_the_check_in_both_directions(tmp_path, kinds):
+    first, second = kinds
+    path = saved(tmp_path, made(first))
+    run(made(second), load_path=path)
+    with pytest.raises(ValueError, match=r"(?s)teacher 0 differs.*verify_teachers"):
+        trainer(made(second, seed=9), load_path=path)
+    run(made(second, seed=9, verify_teachers=False), load_path=path)
+
+
+@UNKNOWN
+def test_a_subclass_beside_the_class_itself_keeps_the_check(tmp_path):
+    path = saved(tmp_path, [made(Distillation, 1), made(Distillation, 2)])
+    run([made(Distillation, 1), made(Mine, 2)], load_path=path)
+    with pytest.raises(ValueError, match="teacher 0 differs"):
+        trainer([made(Distillation, 1), made(Mine, 9)], load_path=path)
+
+
+def as_formerly_written(path, model):
+    """Write into a checkpoint what versions wrote that looked at 64 values of each weight."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        assert weight.numel() <= 64
+        values = weight.double().numpy().tobytes()
+        digest.update(f"{name} {tuple(weight.shape)}".encode() + values)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    identity = f"Sequential, {count:,} parameters, {digest.hexdigest()[:12]}"
+    saved_state = torch.load(path, weights_only=False)
+    entry = dict(saved_state["state"]["algorithms"])["Distillation"]
+    assert entry["teachers"]["0"] != [identity]
+    entry["teachers"] = {"0": [identity]}
+    del entry["fingerprint_rule"]
+    torch.save(saved_state, path)
+
+
+def test_older_checkpoints_are_compared_by_the_rule_that_wrote_them(tmp_path):
+    path = saved(tmp_path, TERMS["one teacher"]())
+    as_formerly_written(path, mlp(1))
+    run(TERMS["one teacher"](), load_path=path)
+    with pytest.raises(ValueError, match="teacher 0 differs"):
+        trainer(made(Distillation, 9), load_path=path)
+
+
+class Table(nn.Module):
+    """A teacher that answers from no weights."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, x):
+        return torch.full((len(x), 4), self.value, dtype=x.dtype)
+
+
+class Named(Table):
+    def get_extra_state(self):
+        return {"value": self.value}
+
+    def set_extra_state(self, state):
+        raise NotImplementedError
+
+
+def test_a_teacher_without_weights_is_told_by_its_extra_state_or_not_at_all(tmp_path, caplog):
+    path = saved(tmp_path, Distillation(Table(1.0), nn.MSELoss()))
+    run(Distillation(Table(2.0), nn.MSELoss()), load_path=path)
+    assert "teacher 0 (Table, 0 parameters, no weights) could not be verified" in caplog.text
+    with pytest.raises(ValueError, match="teacher 0 differs"):
+        trainer(Distillation(Named(1.0), nn.MSELoss()), load_path=path)
+    path = saved(tmp_path / "named", Distillation(Named(1.0), nn.MSELoss()))
+    run(Distillation(Named(1.0), nn.MSELoss()), load_path=path)
+    with pytest.raises(ValueError, match="teacher 0 differs"):
+        trainer(Distillation(Named(2.0), nn.MSELoss()), load_path=path)
 
 
 def test_each_of_two_instances_knows_its_own_teachers(tmp_path):

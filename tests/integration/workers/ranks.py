@@ -37,6 +37,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from composer_distill import Distillation, KLDivergence
+from composer_distill.weights.fingerprint import fingerprint
 
 
 def equal_microbatches(folder):
@@ -125,6 +126,16 @@ def teacher_untouched(folder):
     return {"teacher": weights(teacher)}
 
 
+def differing_teachers(folder):
+    """The second teacher of each rank is another one."""
+    teachers = [mlp(1), mlp(2 + dist.get_global_rank())]
+    try:
+        trainer_for(Classifier(mlp(0)), distil(teachers), train_dataloader=share())
+    except ValueError as error:
+        return {"said": str(error)}
+    return {"said": "nothing"}
+
+
 def resumed(folder):
     """Run straight, then crash at several batches and resume from the latest checkpoint."""
 
@@ -198,7 +209,12 @@ def sharded_students(folder):
             cut = [
                 any(hasattr(p, "to_local") for p in teacher.parameters()) for teacher in teachers
             ]
-            results[f"{kind}, {sharding}"] = {"log": entries_of(trainer), "cut": cut}
+            marks = [fingerprint(teacher) for teacher in teachers]
+            results[f"{kind}, {sharding}"] = {
+                "log": entries_of(trainer),
+                "cut": cut,
+                "marks": marks,
+            }
             trainer.close()
     return results
 
@@ -226,6 +242,7 @@ SCENARIOS = [
     drawn_teachers,
     streams_after_a_noisy_teacher,
     teacher_untouched,
+    differing_teachers,
     resumed,
     padded_evaluations,
     loaded_ddp,
