@@ -104,6 +104,7 @@ def default_positions(batch: Any, logits: Tensor, task: Task) -> Tensor | None:
     ========================================  ==============================================
     causal or vision-language, with decoder   those that carry the task's loss
     masked LM, classification per token       the attended ones
+    speech by frames (CTC)                    the frames of attended samples
     one answer a sample, vision               all
     ========================================  ==============================================
 
@@ -126,10 +127,40 @@ def default_positions(batch: Any, logits: Tensor, task: Task) -> Tensor | None:
         return align(labels, task) != IGNORED_LABEL
     if not isinstance(batch, Mapping):
         return None
-    if task.encoder_decoder:
-        batch = {key: value for key, value in batch.items() if key != "attention_mask"}
-    mask = attended_positions(batch)
+    mask = _attended(batch, task)
+    if mask is not None and mask.shape != logits.shape[:-1] and task.frames is not None:
+        mask = task.frames(logits.shape[1], mask.long()).bool()
     return mask if mask is not None and mask.shape == logits.shape[:-1] else None
+
+
+def unread_mask(batch: Any, logits: Tensor, task: Task) -> Tensor | None:
+    """Return the batch's mask where :func:`default_positions` can make nothing of it.
+
+    Args:
+        batch: The student's batch.
+        logits: The student's logits.
+        task: What the student's own loss or its architecture says.
+
+    Shape:
+        - logits: ``(B, T, C)``, else nothing is expected of a mask.
+        - result: ``(B, S)``, with S another number than T.
+
+    Example:
+        >>> import torch
+        >>> sound = {"attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0]])}
+        >>> unread_mask(sound, torch.zeros(1, 3, 9), Task())
+        tensor([[ True,  True,  True,  True, False, False]])
+    """
+    if logits.ndim != 3 or default_positions(batch, logits, task) is not None:
+        return None
+    return _attended(batch, task)
+
+
+def _attended(batch: Any, task: Task) -> Tensor | None:
+    """Return the mask over what logits may belong to: an encoder's tells nothing of a decoder."""
+    if task.encoder_decoder and isinstance(batch, Mapping):
+        batch = {key: value for key, value in batch.items() if key != "attention_mask"}
+    return attended_positions(batch)
 
 
 def kept_positions(

@@ -12,7 +12,12 @@ from composer_distill.teachers.microbatch import Microbatch, select_positions
 from composer_distill.teachers.outputs import extract_logits
 from composer_distill.terms.comparison import check_shapes
 from composer_distill.terms.own_loss import own_loss, predicts_next
-from composer_distill.terms.positions import MaskFn, aligned_labels, kept_positions
+from composer_distill.terms.positions import (
+    MaskFn,
+    aligned_labels,
+    kept_positions,
+    unread_mask,
+)
 from composer_distill.terms.task import Task, task_of
 from composer_distill.terms.vocabulary import (
     check_same_tokenizer,
@@ -24,6 +29,7 @@ from composer_distill.terms.vocabulary import (
 _log = logging.getLogger(__name__)
 
 _TRIES = 4  # batches whose loss tells nothing, such as those without a label
+_LOOKS = 16  # batches that are looked at for padding that nothing reads: each look waits for a GPU
 
 
 class StudentReader:
@@ -47,6 +53,7 @@ class StudentReader:
         self._mask_fn = mask_fn
         self._tokens: int | None = None
         self._tries = 0
+        self._looks = 0
 
     def prepare(self, state: State, teachers: Sequence[Teacher], labels: Sequence[str]) -> None:
         """Read the student's task, and compare its tokenizer with the teachers', at INIT.
@@ -59,7 +66,8 @@ class StudentReader:
         Raises:
             ValueError: If a teacher's tokenizer is another one.
         """
-        self.task, self._tries = task_of(state.model), 0
+        self.task = task_of(state.model)
+        self._tries = self._looks = 0
         tokenizer = tokenizer_of(state.model)
         for teacher, label in zip(teachers, labels, strict=True):
             other = tokenizer_of(teacher.model)
@@ -128,9 +136,27 @@ class StudentReader:
         """
         task = task or self.task
         mask = kept_positions(self._mask_fn, view, outputs, logits, task, axis)
+        if mask is None and self._mask_fn is None:
+            self._look_for_padding(view, logits, task)
         labels = aligned_labels(view, logits, task, axis) if with_labels else None
         real = cut_vocabulary(logits, self.vocab_size, "the student", axis)
         return Microbatch(view, outputs, real, mask, labels, axis)
+
+    def _look_for_padding(self, view: Any, logits: Tensor, task: Task) -> None:
+        """Warn once where every position counts though the batch says that some are padding."""
+        unread = unread_mask(view, logits, task) if self._looks < _LOOKS else None
+        if unread is None:
+            return
+        self._looks += 1
+        if not unread.all():
+            self._looks = _LOOKS
+            _log.warning(
+                "attention_mask has the shape %s where the student's logits have %s, so that every "
+                "position counts, padding too. Pass Distillation(..., mask_fn=...) for those that "
+                "are real, or all_positions to count all.",
+                tuple(unread.shape),
+                tuple(logits.shape),
+            )
 
     def fit(self, answer: Tensor, microbatch: Microbatch, owner: str) -> Tensor:
         """Return a teacher's logits in the shape of what is compared of the student's.

@@ -1,7 +1,8 @@
 """What a student's architecture says about its positions."""
 
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,12 +23,15 @@ class Task:
         aligned: Whether the batch's labels were shifted already, as Composer does in evaluation.
         labelled: Whether the positions that carry a label are those that count, though their logits
             predict the label where they stand.
+        frames: The model's own rule from a mask over what it reads, such as samples of sound, to
+            one over its positions: called with their number and the mask. None where it has none.
     """
 
     shift: bool = False
     encoder_decoder: bool = False
     aligned: bool = False
     labelled: bool = False
+    frames: Callable[[int, Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
 
     @property
     def counts_labels(self) -> bool:
@@ -62,7 +66,8 @@ def task_of(model: nn.Module) -> Task:
     shift = _first(model, "shift_labels")
     if shift is None:
         shift = not encoder_decoder and any(map(_is_causal_lm, model.modules()))
-    return Task(bool(shift), encoder_decoder)
+    frames: Any = _first(model, "_get_feature_vector_attention_mask")  # transformers' speech models
+    return Task(bool(shift), encoder_decoder, frames=frames)
 
 
 def next_labels(labels: Tensor) -> Tensor:

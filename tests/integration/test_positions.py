@@ -170,3 +170,68 @@ def test_evaluation_counts_the_positions_of_training(build):
     )
     expected = by_hand(build, batch, kept_of(build, batch["labels"]))
     assert logged(trainer, "metrics/set/teacher_kl")[-1] == pytest.approx(expected, rel=1e-4)
+
+
+def wav2vec2(width):
+    return transformers.Wav2Vec2ForCTC(
+        transformers.Wav2Vec2Config(
+            vocab_size=12, hidden_size=width, intermediate_size=width, num_hidden_layers=1,
+            num_attention_heads=2, conv_dim=(8, 8), conv_stride=(4, 4), conv_kernel=(8, 8),
+            num_feat_extract_layers=2, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+            mask_time_prob=0.0, hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0,
+            feat_proj_dropout=0.0, final_dropout=0.0, layerdrop=0.0, feat_extract_norm="layer",
+        )
+    )  # fmt: skip
+
+
+def sound():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(4, 400, generator=generator, dtype=torch.double)
+    mask = (torch.arange(400) < torch.tensor([[400], [120], [48], [399]])).long()
+    labels = torch.tensor([[3, 4, 5], [6, 7, -100], [3, -100, -100], [4, 5, 6]])
+    return {"input_values": values * mask, "attention_mask": mask, "labels": labels}
+
+
+def test_frames_of_padded_sound_do_not_count():
+    batch = sound()
+    lengths = batch["attention_mask"].sum(1)
+    for _ in range(2):
+        lengths = (lengths - 8) // 4 + 1  # of a convolution: kernel 8, stride 4
+    kept = torch.arange(23) < lengths[:, None]
+    assert kept.sum() < kept.numel()
+    expected = by_hand(wav2vec2, batch, kept)
+    assert logged(run(wav2vec2, batch), "loss/train/kd") == [pytest.approx(expected, rel=1e-5)]
+
+
+class Pooling(ComposerModel):
+    """A tagger of every other token, of which nothing is known."""
+
+    def __init__(self, seed):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.table = torch.nn.Embedding(VOCAB, 5)
+
+    def forward(self, batch):
+        return self.table(batch["input_ids"][:, ::2])
+
+    def loss(self, outputs, batch):
+        return outputs.square().mean()
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_padding_that_nothing_reads_is_said_once(padded, caplog):
+    batch = {key: value for key, value in batch_of(xlm).items() if key != "labels"}
+    batch["attention_mask"][1, 6:] = int(not padded)
+    fit(
+        Pooling(1),
+        Distillation(Pooling(2), KL, **ONLY),
+        train_dataloader=[batch] * 3,
+        max_duration="3ba",
+        device_train_microbatch_size=2,
+    )
+    told = [r.message for r in caplog.records if "attention_mask has the shape" in r.message]
+    assert len(told) == padded
+    if padded:
+        assert "(2, 12) where the student's logits have (2, 6, 5)" in told[0]
+        assert "mask_fn" in told[0]

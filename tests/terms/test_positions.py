@@ -11,6 +11,7 @@ from composer_distill.terms.positions import (
     default_positions,
     kept_positions,
     loss_positions,
+    unread_mask,
 )
 from composer_distill.terms.task import Task
 
@@ -127,6 +128,44 @@ class TestDefault:
 
     def test_a_mask_over_other_positions_is_no_mask(self):
         assert default_positions({"attention_mask": torch.ones(1, 9)}, logits(1, 3), MASKED) is None
+
+    def test_the_models_own_rule_brings_a_mask_to_its_frames(self):
+        def every_other(length, mask):
+            assert (length, mask.dtype) == (3, torch.long)
+            return mask[:, ::2]
+
+        batch = {"attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0]], dtype=torch.int32)}
+        task = Task(frames=every_other)
+        assert as_lists(default_positions(batch, logits(1, 3), task)) == [[1, 1, 0]]
+        assert unread_mask(batch, logits(1, 3), task) is None
+
+    def test_a_tuple_of_a_causal_model_counts_its_labels(self):
+        batch = (torch.zeros(1, 3), torch.tensor([[-100, 5, 6]]))
+        assert as_lists(default_positions(batch, logits(1, 3), CAUSAL)) == [[1, 1, 0]]
+        assert default_positions(batch, logits(1, 3), MASKED) is None
+
+
+class TestUnread:
+    MASK = torch.tensor([[1, 1, 1, 1, 0]])
+
+    def test_a_mask_over_other_positions_is_not_read(self):
+        unread = unread_mask({"attention_mask": self.MASK}, logits(1, 3), MASKED)
+        assert as_lists(unread) == self.MASK.tolist()
+
+    @pytest.mark.parametrize(
+        ("batch", "shape", "task"),
+        [
+            ({"attention_mask": MASK}, (1, 5), MASKED),
+            ({"attention_mask": MASK}, (1,), MASKED),
+            ({"attention_mask": MASK}, (1, 3), DECODER),
+            ({"attention_mask": MASK, "labels": torch.zeros(1, 3).long()}, (1, 3), CAUSAL),
+            ({}, (1, 3), MASKED),
+            ((MASK, MASK), (1, 3), MASKED),
+        ],
+        ids=["fits", "samples", "of the encoder", "labels tell", "no mask", "no mapping"],
+    )
+    def test_else_nothing_is_left_unread(self, batch, shape, task):
+        assert unread_mask(batch, logits(*shape), task) is None
 
 
 class TestKept:
