@@ -9,6 +9,7 @@ from composer_distill.losses.alpha_beta_divergence import (
     alpha_beta_divergence,
 )
 from composer_distill.losses.base import DistillationLoss, WeightedSum
+from composer_distill.losses.bernoulli_kl import BernoulliKL, bernoulli_kl
 from composer_distill.losses.cosine_embedding import CosineEmbedding, cosine_embedding
 from composer_distill.losses.decoupled_kd import DecoupledKD, decoupled_kd
 from composer_distill.losses.dist import DIST, dist
@@ -73,6 +74,7 @@ __all__ = [
     "AttentionKL",
     "AttentionMSE",
     "AttentionTransfer",
+    "BernoulliKL",
     "CosineEmbedding",
     "DecoupledKD",
     "DistillationLoss",
@@ -104,6 +106,7 @@ __all__ = [
     "attention_kl",
     "attention_mse",
     "attention_transfer",
+    "bernoulli_kl",
     "cka",
     "cosine_embedding",
     "decoupled_kd",

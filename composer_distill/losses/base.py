@@ -31,19 +31,20 @@ class DistillationLoss(nn.Module):
     has more than one part. Losses add up and scale: ``0.5 * KLDivergence() + 0.5 * LogitMSE()`` is
     a loss too.
 
-    A temperature may be a number or a schedule: a callable of one object, whichever
-    :meth:`resolve` is given. A schedule's value is set by :meth:`resolve`; until then
-    ``loss.temperature`` is the schedule itself and calling the loss is an error.
+    A temperature may be a number or a schedule, a callable of one object. :meth:`resolve` sets its
+    value; until then ``loss.temperature`` is the schedule and calling the loss is an error.
 
     Attributes:
-        name: The class's name in snake case, such as ``kl_divergence``, unless it sets another.
+        name: The class's name in snake case, unless it sets another.
         needs_labels: Whether the loss is called with ``labels``, which in a Trainer no other is.
+        softmax: Whether the loss itself compares softmaxes.
         dim: The class axis.
         reduction: How positions become a scalar.
     """
 
     name: str = "distillation_loss"
     needs_labels: bool = False
+    softmax: bool = False
     dim: int
     reduction: Reduction
 
@@ -215,10 +216,7 @@ class WeightedSum(DistillationLoss):
         mask: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Return the unweighted value of each loss in the sum.
-
-        A second loss of one kind is named with ``_2``, a third with ``_3``.
-        """
+        """Return each loss's unweighted value; a second one of a kind is named with ``_2``."""
         values = [loss(student, teacher, mask=mask, labels=labels) for loss in self._members()]
         return dict(zip(self._names(), values, strict=True))
 

@@ -96,7 +96,7 @@ def _check_logits(name: str, logits: Any, dim: int) -> None:
         )
 
 
-def check_inputs(student: Any, teacher: Any, mask: Any, dim: int) -> None:
+def check_inputs(student: Any, teacher: Any, mask: Any, dim: int, fewest: int = 2) -> None:
     """Raise unless the arguments of a loss fit each other.
 
     Args:
@@ -105,22 +105,25 @@ def check_inputs(student: Any, teacher: Any, mask: Any, dim: int) -> None:
         mask: ``None``, or true where a position counts, with the shape of the logits without
             their class axis.
         dim: The class axis.
+        fewest: How many classes the loss needs at least: a softmax over a single one is always 1.
 
     Raises:
         TypeError: If the logits are not floating-point, or the mask is not boolean.
-        ValueError: If shapes or devices differ, or ``dim`` is no axis of the logits.
+        ValueError: If shapes or devices differ, ``dim`` is no axis of the logits, or there are too
+            few classes on it.
     """
     _check_logits("student", student, dim)
+    if student.shape[dim] < fewest:
+        raise ValueError(
+            f"student logits of shape {tuple(student.shape)} have one class on axis dim={dim}, "
+            "over which a softmax is 1 whatever they are: the loss would be constant. Use "
+            "BernoulliKL for one logit of a binary answer or for labels that do not exclude each "
+            "other, or set dim to the class axis."
+        )
     alike = isinstance(teacher, Tensor) and teacher.dtype == student.dtype
     if not alike or teacher.shape != student.shape or teacher.device != student.device:
         _check_pair(student, teacher, dim)
-    if mask is not None:
-        check_per_position("mask", mask, student, dim)
-        if mask.dtype != torch.bool:
-            raise TypeError(
-                f"mask must be boolean, true where a position counts, got {mask.dtype}. "
-                "Convert it with mask.bool()."
-            )
+    check_mask(mask, student, dim)
 
 
 def _check_pair(student: Tensor, teacher: Any, dim: int) -> None:
@@ -134,6 +137,18 @@ def _check_pair(student: Tensor, teacher: Any, dim: int) -> None:
         raise ValueError(
             f"student and teacher logits must be on one device, got {student.device} and "
             f"{teacher.device}. Move the teacher to the student's device."
+        )
+
+
+def check_mask(mask: Any, student: Tensor, dim: int) -> None:
+    """Raise unless ``mask`` is None or boolean, with one entry for each position."""
+    if mask is None:
+        return
+    check_per_position("mask", mask, student, dim)
+    if mask.dtype != torch.bool:
+        raise TypeError(
+            f"mask must be boolean, true where a position counts, got {mask.dtype}. "
+            "Convert it with mask.bool()."
         )
 
 

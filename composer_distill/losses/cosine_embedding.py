@@ -17,7 +17,7 @@ def cosine_embedding(
     reduction: str = "mean",
 ) -> Tensor:
     """Return one minus the cosine of student and teacher; see :class:`CosineEmbedding`."""
-    rows = lay_out(student, teacher, mask, dim, reduction)
+    rows = lay_out(student, teacher, mask, dim, reduction, fewest=1)
     ruled_out = rows.student.isneginf() & rows.teacher.isneginf()
     s, t = (torch.where(ruled_out, 0.0, rows_of) for rows_of in (rows.student, rows.teacher))
     # Scaled to a largest entry of 1 first: the square of a large logit must not overflow.

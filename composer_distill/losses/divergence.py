@@ -1,4 +1,4 @@
-"""What a divergence of two softened distributions is: its arguments, its layout, its reduction."""
+"""What a divergence of softened distributions is: its arguments, its layout, its reduction."""
 
 import torch
 from torch import Tensor
@@ -40,14 +40,18 @@ def divergence(
     """
     temperature, chosen = check_temperature(temperature), check_reduction(reduction)
     factor = temperature**2 if formula.squared else 1.0
+    fewest = 1 if formula.independent else 2
     if chosen == "none" or torch.compiler.is_compiling():
-        rows = lay_out(student, teacher, mask, dim, chosen)
-        q, p = soften(rows.student, temperature), soften(rows.teacher, temperature)
+        rows = lay_out(student, teacher, mask, dim, chosen, fewest=fewest)
+        q, p = (
+            soften(logits, temperature, independent=formula.independent)
+            for logits in (rows.student, rows.teacher)
+        )
         terms = factor * formula.terms(q, p, *formula.arguments)
         if chosen == "none":
             return rows.reduce_terms(terms)
         return rows.reduce_divergence(terms.sum(-1))
-    check_inputs(student, teacher, mask, check_dim(dim))
+    check_inputs(student, teacher, mask, check_dim(dim), fewest)
     s, t, index = as_rows(student, dim), as_rows(teacher, dim), None
     if mask is not None and not bool(mask.all()):
         index = mask.reshape(-1).nonzero().squeeze(1)

@@ -37,6 +37,7 @@ class FunctionalLoss(DistillationLoss):
 class TemperedLoss(FunctionalLoss):
     """A loss of softened distributions, with a temperature that may be a schedule."""
 
+    softmax = True
     temperature: float | Schedule
 
     def __init__(

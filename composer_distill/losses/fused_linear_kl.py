@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from composer_distill.losses.base import Schedule
 from composer_distill.losses.checks import (
-    check_per_position,
+    check_mask,
     check_reduction,
     check_temperature,
 )
@@ -40,10 +40,7 @@ def fused_linear_kl(
     _check_head("student", student_hidden, student_weight, student_bias)
     _check_head("teacher", teacher_hidden, teacher_weight, teacher_bias)
     _check_pair(student_hidden, student_weight, teacher_hidden, teacher_weight)
-    if mask is not None:
-        check_per_position("mask", mask, student_hidden, -1)
-        if mask.dtype != torch.bool:
-            raise TypeError(f"mask must be boolean, got {mask.dtype}. Use mask.bool().")
+    check_mask(mask, student_hidden, -1)
     t_hidden, t_weight = teacher_hidden.detach(), teacher_weight.detach()
     t_bias = None if teacher_bias is None else teacher_bias.detach()
     if torch.compiler.is_compiling():
@@ -54,19 +51,9 @@ def fused_linear_kl(
     rows = student_hidden.shape[:-1].numel() if index is None else index.shape[0]
     first = student_hidden.shape[0]
     divisor = {"mean": max(rows, 1), "batchmean": max(first, 1), "sum": 1}[reduction]
-    inputs = (
-        as_rows(student_hidden, -1),
-        student_weight,
-        student_bias,
-        as_rows(t_hidden, -1),
-        t_weight,
-        t_bias,
-        index,
-        temperature,
-    )
-    if torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in (student_hidden, student_weight, student_bias)
-    ):
+    of_student = (as_rows(student_hidden, -1), student_weight, student_bias)
+    inputs = (*of_student, as_rows(t_hidden, -1), t_weight, t_bias, index, temperature)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in of_student):
         return cast(Tensor, _Fused.apply(divisor, *inputs))
     return _fused(divisor, (False, False, False), *inputs)[0]
 
@@ -256,4 +243,9 @@ def _check_pair(s_hidden: Tensor, s_weight: Tensor, t_hidden: Tensor, t_weight: 
         raise ValueError(
             f"student and teacher weights must have the same classes, got {s_weight.shape[0]} and "
             f"{t_weight.shape[0]}. Cut both to their common vocabulary."
+        )
+    if s_weight.shape[0] < 2:
+        raise ValueError(
+            f"student and teacher weights must have 2 classes or more, got {s_weight.shape[0]}, "
+            "over which a softmax is always 1. Use BernoulliKL on the logits."
         )

@@ -47,4 +47,5 @@ class HardLabel(FunctionalLoss):
         tensor(0.6931)
     """
 
+    softmax = True
     function = staticmethod(hard_label)

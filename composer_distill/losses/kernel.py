@@ -198,8 +198,10 @@ def _total_and_gradient(
     rows = formula.rows
 
     def once(floor: bool) -> tuple[Tensor, Tensor | None]:
-        q = soften_chunk(student, dtype, temperature, floor=floor)
-        p = soften_chunk(teacher, dtype, temperature, floor=floor)
+        q, p = (
+            soften_chunk(logits, dtype, temperature, floor=floor, independent=formula.independent)
+            for logits in (student, teacher)
+        )
         values, gradient = rows(q, p, wanted, *formula.arguments)
         return values.sum(), gradient
 
@@ -217,6 +219,7 @@ def _by_autograd(
     """Return the sum of a formula's terms over a few rows, and what autograd says of it."""
     leaf = (student / temperature).requires_grad_(wanted)
     with torch.set_grad_enabled(wanted):
-        terms = formula.terms(soften(leaf, 1.0), soften(teacher, temperature), *formula.arguments)
-        total = terms.sum()
+        q = soften(leaf, 1.0, independent=formula.independent)
+        p = soften(teacher, temperature, independent=formula.independent)
+        total = formula.terms(q, p, *formula.arguments).sum()
     return total.detach(), torch.autograd.grad(total, leaf)[0] if wanted else None

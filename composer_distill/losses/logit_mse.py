@@ -17,7 +17,7 @@ def logit_mse(
     reduction: str = "mean",
 ) -> Tensor:
     """Return the squared difference of the logits, a mean over classes; see :class:`LogitMSE`."""
-    rows = lay_out(student, teacher, mask, dim, reduction)
+    rows = lay_out(student, teacher, mask, dim, reduction, fewest=2 if center else 1)
     s, t = rows.student, rows.teacher
     # Equal infinities differ by nothing; their difference alone would be NaN.
     difference = torch.where(s == t, 0.0, s - t)

@@ -98,6 +98,8 @@ def lay_out(
     dim: int,
     reduction: str,
     labels: Tensor | None = None,
+    *,
+    fewest: int = 2,
 ) -> Rows:
     """Check the arguments of a loss, and lay the logits out as rows without the masked ones.
 
@@ -112,13 +114,14 @@ def lay_out(
         reduction: ``'mean'`` over the rows that count, ``'sum'``, ``'batchmean'`` (the sum divided
             by the length of the first axis, as in torch), or ``'none'``.
         labels: One class a position, or ``None``.
+        fewest: As in :func:`.check_inputs`.
 
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If the reduction is unknown, or shapes do not fit.
     """
     chosen = check_reduction(reduction)
-    check_inputs(student, teacher, mask, check_dim(dim))
+    check_inputs(student, teacher, mask, check_dim(dim), fewest)
     dtype = compute_dtype(student, teacher)
     s, t = as_rows(student, dim), as_rows(teacher.detach(), dim)
     y = None if labels is None else labels.reshape(-1).long()

@@ -49,25 +49,36 @@ class Formula(NamedTuple):
             none, autograd differentiates the terms, a few rows at a time.
         arguments: What else ``terms`` and ``rows`` are called with.
         squared: Whether the divergence is multiplied by the square of the temperature.
+        independent: Whether each class is an outcome by itself, whose probability is a sigmoid,
+            instead of one of several that exclude each other, as in a softmax.
     """
 
     terms: Callable[..., Tensor]
     rows: Callable[..., tuple[Tensor, Tensor | None]] | None = None
     arguments: tuple[float, ...] = ()
     squared: bool = True
+    independent: bool = False
 
 
-def soften(logits: Tensor, temperature: float) -> Softened:
-    """Return the softmax of rows of logits and what its logarithm needs, finite everywhere."""
+def soften(logits: Tensor, temperature: float, *, independent: bool = False) -> Softened:
+    """Return the probabilities of rows of logits and what they are made of, finite everywhere."""
     scaled = logits.clamp(min=FLOOR)
     if temperature != 1.0:
         scaled = scaled * (1.0 / temperature)
+    if independent:
+        return Softened(scaled, scaled.sigmoid())
     log_probs = scaled.log_softmax(-1)
     return Softened(log_probs, log_probs.exp())
 
 
 def soften_chunk(
-    logits: Tensor, dtype: torch.dtype, temperature: float, *, floor: bool, shift: bool = False
+    logits: Tensor,
+    dtype: torch.dtype,
+    temperature: float,
+    *,
+    floor: bool,
+    shift: bool = False,
+    independent: bool = False,
 ) -> Softened:
     """Return what :func:`soften` does, without a graph and in as little time as the size allows.
 
@@ -78,12 +89,15 @@ def soften_chunk(
         floor: Whether to keep classes at minus infinity finite, which costs a pass.
         shift: Whether the digits of a small entropy are wanted, which may cost a pass: then each
             row's largest logit becomes 0.
+        independent: Whether the probabilities are sigmoids instead of a softmax.
     """
     scaled = logits.to(dtype)
     if floor:
         scaled = scaled.clamp(min=FLOOR)
     if temperature != 1.0:
         scaled = scaled * (1.0 / temperature)
+    if independent:
+        return Softened(scaled, scaled.sigmoid())
     if scaled.shape[-1] <= _FEW_CLASSES or scaled.numel() <= _SMALL_ENTRIES:
         log_probs = scaled.log_softmax(-1)
         return Softened(log_probs, log_probs.exp())

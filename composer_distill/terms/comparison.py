@@ -1,12 +1,68 @@
 """Whether student and teacher can be compared, and in which layout: pure functions of logits."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from composer_distill.losses import DistillationLoss
+from composer_distill.terms.positions import labels_of
 from composer_distill.terms.task import IGNORED_LABEL
+
+_log = logging.getLogger(__name__)
+
+_LOOKS = 4  # batches that are looked at: in a small one each sample may have a single label
+
+
+class MultiHotWatch:
+    """Warns, once, of a softmax over labels that do not exclude each other.
+
+    Args:
+        kd_loss_fn: The loss. Only one of ours says whether it compares softmaxes.
+    """
+
+    def __init__(self, kd_loss_fn: Any) -> None:
+        ours = isinstance(kd_loss_fn, DistillationLoss)
+        parts = kd_loss_fn.modules() if ours else ()
+        softmax = any(getattr(part, "softmax", False) for part in parts)
+        self._left = _LOOKS if softmax else 0
+
+    def look(self, batch: Any, logits: Tensor, axis: int) -> None:
+        """Look at the labels of one of the first batches."""
+        if self._left <= 0:
+            return
+        self._left -= 1
+        labels = labels_of(batch)
+        if labels is not None and are_multi_hot(labels, logits, axis):
+            self._left = 0
+            _log.warning(
+                "the batch's labels have several classes at a time, or none, where kd_loss_fn "
+                "compares softmaxes, whose classes exclude each other. For independent labels use "
+                "BernoulliKL."
+            )
+
+
+def are_multi_hot(labels: Tensor, logits: Tensor, axis: int = -1) -> bool:
+    """Return whether floating-point labels name any number of classes at each position.
+
+    Args:
+        labels: What the batch holds.
+        logits: The student's logits.
+        axis: Their class axis.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.zeros(2, 3)
+        >>> are_multi_hot(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]]), logits)
+        True
+        >>> are_multi_hot(torch.tensor([[0.7, 0.3, 0.0], [0.0, 1.0, 0.0]]), logits)  # mixed
+        False
+    """
+    if not labels.is_floating_point() or labels.shape != logits.shape or labels.numel() == 0:
+        return False
+    are_shares = bool(((labels >= 0) & (labels <= 1)).all())
+    return are_shares and not bool(((labels.sum(axis) - 1).abs() < 0.01).all())
 
 
 def check_class_axis(batch: Any, student: Tensor, axis: int) -> None:

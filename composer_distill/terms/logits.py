@@ -12,7 +12,12 @@ from composer_distill.losses import DistillationLoss
 from composer_distill.teachers.microbatch import Compared, Microbatch
 from composer_distill.telemetry.observer import Observer, Watch
 from composer_distill.telemetry.values import top1_agreement
-from composer_distill.terms.comparison import check_class_axis, labelled, selects_positions
+from composer_distill.terms.comparison import (
+    MultiHotWatch,
+    check_class_axis,
+    labelled,
+    selects_positions,
+)
 from composer_distill.terms.guard import FiniteGuard
 from composer_distill.terms.panel import TeacherPanel
 from composer_distill.terms.protocol import Measured
@@ -52,6 +57,7 @@ class LogitsTerm:
         self.weight = weight
         self.observer = observer
         self.guard = FiniteGuard(_REMEDY)
+        self._multi_hot = MultiHotWatch(kd_loss_fn)
         self._skips = on_nonfinite == "skip"
 
     def prepare(self, state: State) -> None:
@@ -106,6 +112,7 @@ class LogitsTerm:
         needs_labels = getattr(loss, "needs_labels", False)
         if own_loss is not None:
             self.reader.ask_own_loss(own_loss, view, outputs, logits)
+            self._multi_hot.look(view, logits, axis)
         found = self.reader.read(
             view, outputs, logits, axis=axis, task=task, with_labels=with_labels or needs_labels
         )

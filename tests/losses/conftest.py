@@ -24,6 +24,7 @@ class Row:
     per_position: bool = True  # False: positions are related, only a mean exists
     per_class: bool = False  # 'none' has the shape of the inputs
     tempered: bool = True
+    single: bool = False  # makes sense of a single class
     chunked: bool = False  # analytic gradient: no double backward
     constant_weights: bool = False  # weights of the loss are constants to its gradient
     function: str | None = None
@@ -66,6 +67,11 @@ def adaptive(s, t, mu):
         w = head / (head + tail) if head + tail else 0.0
         values.append(w * kl(p, q) + (1 - w) * kl(q, p))
     return np.array(values)
+
+
+def bernoulli(s, t):
+    both = [np.stack([x, np.zeros_like(x)], -1) for x in (s, t)]  # a sigmoid is a softmax with 0
+    return forward_kl(*both).sum(-1)
 
 
 def alpha_beta(s, t, a, b):
@@ -200,6 +206,14 @@ ROSTER = {
         per_class=True,
         function="alpha_beta_divergence",
     ),
+    "BernoulliKL": Row(
+        L.BernoulliKL,
+        lambda s, t, y: bernoulli(s, t),
+        chunked=True,
+        per_class=True,
+        single=True,
+        function="bernoulli_kl",
+    ),
     "TotalVariation": Row(
         L.TotalVariation,
         lambda s, t, y: 0.5 * np.abs(np.subtract(*p_q(s, t))).sum(-1),
@@ -213,6 +227,7 @@ ROSTER = {
         lambda s, t, y: ((s - t) ** 2).mean(-1),
         per_class=True,
         symmetric=True,
+        single=True,
         tempered=False,
         function="logit_mse",
     ),
@@ -277,6 +292,7 @@ ROSTER = {
         L.CosineEmbedding,
         lambda s, t, y: cosine(s, t),
         symmetric=True,
+        single=True,
         tempered=False,
         function="cosine_embedding",
     ),

@@ -73,6 +73,29 @@ def test_adaptive_gradient_is_that_of_its_two_kls_at_fixed_weights():
     torch.testing.assert_close(gradient(L.AdaptiveKLDivergence(), student, teacher), expected)
 
 
+def test_one_logit_is_the_kl_of_two():
+    student, teacher = pair(c=1)
+    two = [torch.cat([z, torch.zeros_like(z)], -1) for z in (student, teacher)]
+    torch.testing.assert_close(
+        L.BernoulliKL(3.0)(student, teacher), L.KLDivergence(temperature=3.0)(*two)
+    )
+
+
+def test_independent_labels_far_out_are_finite_and_exact():
+    student = torch.tensor([[1e4, 1e4, -1e4, 0.0]], requires_grad=True)
+    value = L.BernoulliKL()(student, torch.tensor([[1e4, -1e4, -1e4, -1e4]]))
+    value.backward()
+    assert value.item() == pytest.approx(1e4 + math.log(2.0), rel=1e-6)
+    assert student.grad.tolist() == [[0.0, 1.0, 0.0, 0.5]]
+
+
+def test_independent_labels_keep_their_digits_near_agreement():
+    teacher = torch.linspace(-20.0, 20.0, 400).unsqueeze(0)
+    student = teacher + 1e-3
+    exact = L.BernoulliKL()(student.double(), teacher.double()).item()
+    assert L.BernoulliKL()(student, teacher).item() == pytest.approx(exact, rel=0.1)
+
+
 def test_soft_cross_entropy_has_the_gradient_of_the_kl():
     student, teacher = pair()
     torch.testing.assert_close(
@@ -171,6 +194,10 @@ def test_float16_gradients_keep_what_is_far_below_one():
         (lambda: L.DIST(reduction="sum"), "reduction must be 'mean' for DIST, got 'sum'"),
         (lambda: L.IKL(weight_temperature=0.0), "weight_temperature must be finite and greater"),
         (lambda: L.TopKKL(0), "k must be at least 1, got 0"),
+        (
+            lambda: L.fused_linear_kl(*(torch.ones(1, 2) for _ in range(4))),
+            "2 classes or more, got 1",
+        ),
         (lambda: L.TopKKL(3, tail="cut"), "tail must be 'bucket' or 'renormalise', got 'cut'"),
     ],
 )

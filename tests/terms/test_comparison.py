@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from composer_distill.terms.comparison import check_class_axis, check_shapes
+from composer_distill.losses import BernoulliKL, KLDivergence, LogitMSE, StandardizedLogits
+from composer_distill.terms.comparison import MultiHotWatch, check_class_axis, check_shapes
 
 LOGITS = torch.zeros(2, 3)
 X, Y = torch.ones(2, 4), torch.tensor([0, 1])
@@ -46,3 +47,37 @@ def test_classes_on_axis_1_and_a_loss_over_the_last_are_refused():
 )
 def test_classes_where_the_loss_takes_them_pass(batch, logits, axis):
     check_class_axis(batch, logits, axis)
+
+
+SOFTMAX, SIGMOID = 0.5 * KLDivergence() + LogitMSE(), BernoulliKL() + LogitMSE()
+SEVERAL, MIXED = torch.tensor([[1.0, 0, 1], [0, 1, 0]]), torch.tensor([[0.3, 0.7, 0], [0, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("loss", "batch", "warned"),
+    [
+        (SOFTMAX, (X, SEVERAL), True),
+        (StandardizedLogits(KLDivergence()), {"labels": SEVERAL}, True),
+        (SOFTMAX, (X, torch.zeros(2, 3)), True),
+        (SIGMOID, (X, SEVERAL), False),
+        (torch.nn.MSELoss(), (X, SEVERAL), False),
+        (SOFTMAX, (X, MIXED), False),
+        (SOFTMAX, (X, 3 * SEVERAL), False),  # numbers, such as what a regression learns
+        (SOFTMAX, (X, Y), False),
+        (SOFTMAX, X, False),
+    ],
+)
+def test_several_labels_beside_a_softmax_warn_once(loss, batch, warned, caplog):
+    watch = MultiHotWatch(loss)
+    for _ in range(3):
+        watch.look(batch, LOGITS, -1)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == warned
+    assert all("For independent labels use BernoulliKL" in text for text in said)
+
+
+def test_several_labels_may_come_in_a_later_batch(caplog):
+    watch = MultiHotWatch(SOFTMAX)
+    for batch in ((X, MIXED), (X, SEVERAL), (X, SEVERAL)):
+        watch.look(batch, LOGITS, -1)
+    assert len(caplog.records) == 1
