@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from composer_distill.teachers.streams import untouched_streams
+from composer_distill.teachers.tokenizers import folder_tokenizer, stored_tokenizer
 from composer_distill.weights.checkpoint import named_errors, open_source
 from composer_distill.weights.contents import Contents
 
@@ -25,7 +26,8 @@ def build_pretrained(folder_or_name: str | Path, *, strict: bool = True) -> "Pre
     """Build the model of a Hugging Face folder or name, of the class that it was saved from.
 
     transformers reads the weights, as plain data; code that comes with a model is never run. They
-    keep the type that they have in the folder.
+    keep the type that they have in the folder. The tokenizer beside them, if there is one, becomes
+    the model's attribute ``tokenizer``, to be compared with the student's.
 
     Args:
         folder_or_name: A local folder, or a name on the hub.
@@ -62,6 +64,7 @@ def build_pretrained(folder_or_name: str | Path, *, strict: bool = True) -> "Pre
         )
     if info["unexpected_keys"]:
         log.info("%s: %d weights are not used", where, len(info["unexpected_keys"]))
+    model.tokenizer = folder_tokenizer(where, "from_pretrained")
     return model
 
 
@@ -80,8 +83,8 @@ def reduced_type(model: nn.Module) -> torch.dtype | None:
 def build_from_composer(source: str | Path, *, name: str) -> nn.Module:
     """Build the ``HuggingFaceModel`` whose configuration a Composer checkpoint stores.
 
-    Its weights are not loaded here. Nothing is written anywhere, and only classes of the
-    transformers library are looked up: a checkpoint cannot name other code to run.
+    It gets the checkpoint's tokenizer too, if there is one. Its weights are not loaded here. Only
+    classes of the transformers library are looked up: a checkpoint cannot name other code to run.
 
     Args:
         source: The checkpoint.
@@ -101,7 +104,9 @@ def build_from_composer(source: str | Path, *, name: str) -> nn.Module:
         model_class = _transformers_class(transformers, path)
         config = _config(model_class, settings)
         with untouched_streams():
-            return HuggingFaceModel(model_class(config))
+            model: Any = HuggingFaceModel(model_class(config))
+        model.tokenizer = stored_tokenizer(contents.stored, name)
+        return model
 
 
 def _transformers() -> Any:
