@@ -61,8 +61,9 @@ def fused_linear_kl(
 class FusedLinearKL(nn.Module):
     """Forward KL of two heads' outputs, chunk by chunk: neither logits tensor ever exists.
 
-    The value and gradients are those of ``KLDivergence()(student_hidden @ student_weight.T,
-    teacher_hidden @ teacher_weight.T)``, multiplied by T^2 as there. A few rows of logits are made
+    The value and gradients are those of ``KLDivergence(temperature)(student_hidden @
+    student_weight.T, teacher_hidden @ teacher_weight.T)``, multiplied by T^2 as there, but its
+    temperature is 1 where none is given, and there it is 4. A few rows of logits are made
     at a time, turned into their gradient, and multiplied on into the gradients of the hidden states
     and of the weight; those are all that is kept. Beyond them, the memory does not depend on the
     number of tokens. The weight's gradient is added up in float32.

@@ -48,6 +48,7 @@ class IKL(TemperedLoss):
     under w, so that ``beta/2 Var_w(d)`` has the same value and gradient at C operations a
     position; the authors' code makes a C by C matrix for each.
 
+    Its authors' code does not multiply the divergence by T^2: their alpha is T^2 times this one.
     The paper's first term is a cross-entropy. This one leaves the teacher's entropy out: the same
     gradient, and 0 where student and teacher agree.
 

@@ -72,8 +72,9 @@ class TopKKL(TemperedLoss):
     ``T^2 * KL`` in nats, where the student's probabilities are always those among all C classes.
 
     - ``tail='bucket'``: over k + 1 outcomes, the last of which is "any other class". It is a true
-      divergence: 0 where student and teacher agree, never above the full KL, and equal to it at
-      k = C. At k = 50 it recovers most of what the full divergence gives.
+      divergence: 0 where student and teacher agree, never above the full KL of the same
+      temperature (:class:`KLDivergence` has 4 where none is given), and equal to it at k = C. At
+      k = 50 it recovers most of what the full divergence gives.
     - ``tail='renormalise'``: the teacher's k probabilities are scaled up to 1. At agreement it is
       ``-log`` of their sum and not 0, and its minimum gives the tail no probability at all: with
       k = 12 a language model ends worse than with no distillation. It is here to be compared with.

@@ -66,7 +66,7 @@ def are_multi_hot(labels: Tensor, logits: Tensor, axis: int = -1) -> bool:
 
 
 def check_class_axis(batch: Any, student: Tensor, axis: int) -> None:
-    """Refuse a loss over the last axis where the labels show that the classes lie on axis 1.
+    """Refuse logits without a class axis, and one that the labels show to be another.
 
     Args:
         batch: A tuple or list, whose second element may hold class indices.
@@ -74,9 +74,15 @@ def check_class_axis(batch: Any, student: Tensor, axis: int) -> None:
         axis: The axis that the loss takes for the classes.
 
     Raises:
-        ValueError: If the labels have the shape of the logits without axis 1 and not without
-            ``axis``.
+        ValueError: If the logits are one number a sample, or the labels have the shape of the
+            logits without axis 1 and not without ``axis``.
     """
+    if student.ndim < 2:
+        raise ValueError(
+            f"the student: its logits have shape {tuple(student.shape)}, one number a sample, "
+            "where kd_loss_fn compares classes: a softmax over them would run across the batch. "
+            "Return logits (N, C); for one logit a sample, (N, 1) with BernoulliKL."
+        )
     labels = batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
     if not isinstance(labels, Tensor) or student.ndim < 3 or axis % student.ndim == 1:
         return

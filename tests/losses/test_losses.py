@@ -1,6 +1,7 @@
 """What single losses promise beyond the shared contract."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -115,7 +116,8 @@ def test_dkd_with_the_teachers_own_weight_is_the_kl():
 def test_top_k_with_a_bucket_rises_to_the_kl():
     student, teacher = pair()
     values = [L.TopKKL(k)(student, teacher).item() for k in range(1, 6)]
-    assert values == sorted(values)
+    # With every class but one the bucket is that class, so that the last two may differ in rounding
+    assert all(more - less > -1e-12 for less, more in pairwise(values))
     assert values[-1] == pytest.approx(L.KLDivergence(1.0)(student, teacher).item(), rel=1e-12)
 
 

@@ -34,6 +34,12 @@ def test_classes_on_axis_1_and_a_loss_over_the_last_are_refused():
         check_class_axis((X, CLASSES_OF_PIXELS), MAPS, -1)
 
 
+@pytest.mark.parametrize("shape", [(), (8,)])
+def test_logits_without_a_class_axis_are_refused(shape):
+    with pytest.raises(ValueError, match=r"the student: its logits .* one number a sample"):
+        check_class_axis((X, Y), torch.zeros(shape), -1)
+
+
 @pytest.mark.parametrize(
     ("batch", "logits", "axis"),
     [

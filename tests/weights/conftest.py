@@ -11,8 +11,6 @@ from composer.models import ComposerClassifier, HuggingFaceModel
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-torch.set_num_threads(1)
-
 
 def make_net(classes=4, width=8):
     return nn.Sequential(
