@@ -2,6 +2,7 @@
 
 from composer_distill.distillation import Distillation
 from composer_distill.losses import KLDivergence
+from composer_distill.students import layer_importance, student_from_teacher
 from composer_distill.teachers import Teacher
 from composer_distill.terms.positions import all_positions, attended_positions, loss_positions
 
@@ -11,6 +12,8 @@ __all__ = [
     "Teacher",
     "all_positions",
     "attended_positions",
+    "layer_importance",
     "loss_positions",
+    "student_from_teacher",
 ]
 __version__ = "0.1.0"

@@ -14,7 +14,7 @@ FLOORS = (
     ("distillation",),
     ("training",),
     ("terms",),
-    ("telemetry",),
+    ("telemetry", "students"),
     ("teachers",),
     ("losses", "weights", "schedule"),
 )

@@ -55,7 +55,9 @@ Teacher.from_pretrained(folder_or_name, **options)
 Teacher.from_composer_checkpoint(path, **options)
 all_positions(batch, outputs=None)
 attended_positions(batch, outputs=None)
+layer_importance(model, batches, *, stack=None)
 loss_positions(batch, outputs=None, *, shift=True)
+student_from_teacher(model, layers, *, n_layers=None, batches=None, stacks=None)
 """,
     "composer_distill.losses": """
 AdaptiveKLDivergence(mu=0.5, temperature=1.0, dim=-1, reduction='mean')

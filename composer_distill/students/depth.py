@@ -1,0 +1,187 @@
+"""A student with some of its teacher's layers."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Literal
+
+from composer_distill.students.building import bare, build_like
+from composer_distill.students.importance import layer_importance
+from composer_distill.students.layers import FIRST, INDICES, PER_LAYER, Stack, stacks_of
+
+if TYPE_CHECKING:
+    from transformers.modeling_utils import PreTrainedModel
+
+Layers = int | Sequence[int] | Literal["importance"]
+
+
+def student_from_teacher(
+    model: Any,
+    layers: Layers | Mapping[str, Layers],
+    *,
+    n_layers: int | None = None,
+    batches: Iterable[Mapping[str, Any]] | None = None,
+    stacks: Mapping[str, str] | None = None,
+) -> "PreTrainedModel":
+    """Make a student of some of a Hugging Face teacher's layers, and of all of it beside them.
+
+    Embeddings, norms and head are copied with the layers that stay, in the teacher's types and on
+    its devices; nothing is shared, and the teacher stays as it is. Configuration and numbers of
+    layers are the student's own, so that ``generate`` with a cache, ``save_pretrained`` and
+    ``from_pretrained`` work. What the student computes is what the teacher would with the other
+    layers left out.
+
+    Args:
+        model: The teacher: a ``PreTrainedModel``, or Composer's ``HuggingFaceModel`` of one.
+        layers: Which stay, in each list of layers: a number, for as many at even distances, the
+            first and the last among them (DistilBERT's choice); their indices; or
+            ``'importance'``, for the ``n_layers`` whose absence raises the loss the most. Or a
+            mapping of lists to one of these, such as ``{'decoder': 2}`` for an encoder-decoder
+            that keeps its whole encoder; a list is named by its path or by a part of it.
+        n_layers: How many ``'importance'`` keeps.
+        batches: What it measures the loss on; see :func:`layer_importance`.
+        stacks: Where an architecture that is not known keeps its layers: paths of lists, and what
+            the configuration calls their lengths.
+
+    Returns:
+        The student, in eval mode as from ``from_pretrained``, with gradients on; bare, so that a
+        Composer ``HuggingFaceModel`` is yours to wrap around it.
+
+    Raises:
+        TypeError: If ``model`` is no Hugging Face model, or an argument is of the wrong kind.
+        ValueError: If there are no such layers, or the architecture can't lose these.
+
+    Reference:
+        Sanh et al. 2019, arXiv 1910.01108 (even distances); Muralidharan et al. 2024,
+        arXiv 2407.14679 (importance).
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> teacher = GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=2, n_layer=4, vocab_size=16))
+        >>> student = student_from_teacher(teacher, layers=2)
+        >>> student.config.n_layer, len(student.transformer.h)
+        (2, 2)
+    """
+    teacher = bare(model)
+    kept = {
+        stack: _chosen(teacher, stack, choice, n_layers, batches)
+        for stack, choice in _choices(stacks_of(teacher, stacks), layers).items()
+    }
+    config = copy.deepcopy(teacher.config)
+    # Where two lists share a configuration, what it says of single layers is of the first
+    for stack in {stack.config: stack for stack in reversed(kept)}.values():
+        _select(stack.config_of(config), stack.length, kept[stack])
+    for stack, indices in kept.items():
+        _shorten(stack.config_of(config), stack.counts, len(indices))
+    return build_like(teacher, config, {stack.path: kept[stack] for stack in kept})
+
+
+def evenly(count: int, length: int) -> list[int]:
+    """Return ``count`` of ``length`` indices at even distances, the first and the last among them.
+
+    Example:
+        >>> evenly(6, 12)
+        [0, 2, 4, 7, 9, 11]
+    """
+    if count == 1:
+        return [0]
+    gaps = count - 1
+    return [(2 * i * (length - 1) + gaps) // (2 * gaps) for i in range(count)]
+
+
+def _choices(stacks: Sequence[Stack], layers: Any) -> dict[Stack, Any]:
+    """Return the choice for each of the lists that shall be shorter."""
+    if not isinstance(layers, Mapping):
+        if len({stack.config for stack in stacks}) > 1 and not _is_encoder_decoder(stacks):
+            raise ValueError(
+                f"layers must say of which list, since there are several: "
+                f"{', '.join(map(str, stacks))}. Pass a mapping such as "
+                f"{{'{stacks[-1].path}': {layers!r}}}."
+            )
+        return dict.fromkeys(stacks, layers)
+    chosen = {}
+    for name, choice in layers.items():
+        found = [stack for stack in stacks if name == stack.path or name in stack.path.split(".")]
+        if len(found) != 1:
+            raise ValueError(
+                f"layers names {name!r}, which must be one of the lists of layers, "
+                f"{', '.join(map(str, stacks))}, but is {len(found)} of them. Write its whole path."
+            )
+        chosen[found[0]] = choice
+    return chosen
+
+
+def _is_encoder_decoder(stacks: Sequence[Stack]) -> bool:
+    return {stack.config[-1:] for stack in stacks} == {("encoder",), ("decoder",)}
+
+
+def _chosen(
+    teacher: Any, stack: Stack, layers: Any, n_layers: int | None, batches: Any
+) -> list[int]:
+    """Return the indices of the layers of one list that stay, checked."""
+    if layers == "importance":
+        if n_layers is None or batches is None:
+            raise ValueError(
+                "layers='importance' needs n_layers, how many shall stay, and batches, on which "
+                f"the loss is measured; got n_layers={n_layers!r} and "
+                f"batches={'None' if batches is None else 'some'}."
+            )
+        rise = layer_importance(teacher, batches, stack=stack.path)
+        order = sorted(range(stack.length), key=lambda i: (-rise[i], i))
+        return sorted(order[: _checked_count(n_layers, stack)])
+    if isinstance(layers, Integral) and not isinstance(layers, bool):
+        return evenly(_checked_count(int(layers), stack), stack.length)
+    if isinstance(layers, str) or not isinstance(layers, Sequence):
+        raise TypeError(
+            "layers must be a number of layers, a list of their indices, 'importance' or a mapping "
+            f"of lists of layers to one of these, got {layers!r}."
+        )
+    indices = [int(i) for i in layers]
+    if (
+        not indices
+        or any(not 0 <= i < stack.length for i in indices)
+        or indices != sorted(set(indices))
+    ):
+        raise ValueError(
+            f"layers must be rising indices from 0 to {stack.length - 1} of {stack.path}, each at "
+            f"most once, got {list(layers)!r}."
+        )
+    return indices
+
+
+def _checked_count(count: Any, stack: Stack) -> int:
+    whole = isinstance(count, Integral) and not isinstance(count, bool)
+    if not whole or not 1 <= int(count) <= stack.length:
+        raise ValueError(
+            f"the number of layers that stay in {stack.path} must lie in [1, {stack.length}], the "
+            f"number that it has, got {count!r}."
+        )
+    return int(count)
+
+
+def _shorten(config: Any, counts: Sequence[str], length: int) -> None:
+    """Write into a configuration how many layers there are."""
+    for name in counts:
+        setattr(config, name, length)
+
+
+def _select(config: Any, length: int, indices: Sequence[int]) -> None:
+    """Keep what a configuration says of single layers for those that stay."""
+    for name in PER_LAYER:
+        values = getattr(config, name, None)
+        if isinstance(values, (list, tuple)) and len(values) == length:
+            kinds = type(values)(values[i] for i in indices)
+            # RecurrentGemma repeats its "block_types" to get one a layer
+            computed = isinstance(getattr(type(config), name, None), property)
+            name = "block_types" if computed and hasattr(config, "block_types") else name
+            if not isinstance(getattr(type(config), name, None), property):
+                setattr(config, name, kinds)
+    if hasattr(config, "attention_types"):  # GPT-Neo's: kinds, and how often each
+        config.attention_types = [[[kind], 1] for kind in config.attention_layers]
+    for name in INDICES:
+        numbers = getattr(config, name, None)
+        if isinstance(numbers, (list, tuple)):
+            setattr(config, name, type(numbers)(n for n, i in enumerate(indices) if i in numbers))
+    for name in FIRST:
+        if isinstance(number := getattr(config, name, None), int):
+            setattr(config, name, sum(i < number for i in indices))
