@@ -12,8 +12,9 @@ from torch import nn
 
 from composer_distill.teachers.streams import untouched_streams
 from composer_distill.teachers.tokenizers import folder_tokenizer, stored_tokenizer
-from composer_distill.weights.checkpoint import named_errors, open_source
+from composer_distill.weights.checkpoint import open_source
 from composer_distill.weights.contents import Contents
+from composer_distill.weights.errors import named_errors
 
 if TYPE_CHECKING:
     from transformers.configuration_utils import PretrainedConfig
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def build_pretrained(folder_or_name: str | Path, *, strict: bool = True) -> "PreTrainedModel":
+def build_pretrained(
+    folder_or_name: str | Path, *, strict: bool = True, name: str = "from_pretrained"
+) -> "PreTrainedModel":
     """Build the model of a Hugging Face folder or name, of the class that it was saved from.
 
     transformers reads the weights, as plain data; code that comes with a model is never run. They
@@ -33,17 +36,23 @@ def build_pretrained(folder_or_name: str | Path, *, strict: bool = True) -> "Pre
         folder_or_name: A local folder, or a name on the hub.
         strict: Whether every weight of the model must be there. Weights that the model has no use
             for are only logged: published files often hold another task's head.
+        name: What errors call the teacher.
 
     Raises:
         ImportError: If transformers is not installed.
+        OSError: If there is no such folder, or it cannot be read.
         ValueError: If the folder does not tell a class, the class is not one of transformers', or
             weights are missing or of another shape.
     """
     transformers = _transformers()
-    where = _folder_or_name(folder_or_name)
+    with named_errors(name, folder_or_name):
+        return _build_pretrained(transformers, _folder_or_name(folder_or_name), strict=strict)
+
+
+def _build_pretrained(transformers: Any, where: str, *, strict: bool) -> "PreTrainedModel":
     dtype: Any = "auto"
     if Path(where).is_dir():  # what is not to be read is said in our words, before transformers'
-        with named_errors("from_pretrained", where), open_source(where) as contents:
+        with open_source(where) as contents:
             dtype = _type_of(contents)
     with untouched_streams():
         config = _read_config(transformers, where)
@@ -59,7 +68,7 @@ def build_pretrained(folder_or_name: str | Path, *, strict: bool = True) -> "Pre
     wrong = [*_lacking(model, info), *(entry[0] for entry in info["mismatched_keys"])]
     if wrong and strict:
         raise ValueError(
-            f"{where} lacks {len(wrong)} weights of a {model_class.__name__}, or has them in "
+            f"it lacks {len(wrong)} weights of a {model_class.__name__}, or has them in "
             f"another shape ({', '.join(sorted(wrong)[:4])}); name the folder of a complete model"
         )
     if info["unexpected_keys"]:
@@ -126,7 +135,7 @@ def _read_config(transformers: Any, where: str) -> "PretrainedConfig":
         if Path(where).is_dir():
             raise
         raise OSError(
-            f"from_pretrained: there is no folder {where!r} here, so that it was taken for a name "
+            f"there is no folder {where!r} here, so that it was taken for a name "
             f"on the Hugging Face hub, which gave no model ({type(error).__name__}). Check the "
             "path, or the name and the connection."
         ) from error
@@ -137,7 +146,9 @@ def _folder_or_name(given: str | Path) -> str:
     if path.is_dir():
         return str(path)
     if isinstance(given, Path) or path.exists() or str(given).startswith(("/", ".", "~")):
-        raise FileNotFoundError(f"there is no folder {path} to read a Hugging Face model from")
+        raise FileNotFoundError(
+            f"there is no folder {path} to read a Hugging Face model from; check the path"
+        )
     return given
 
 
@@ -146,7 +157,7 @@ def _own_class(transformers: Any, config: "PretrainedConfig", where: str) -> Any
     found = getattr(transformers, str(names[0]), None) if len(names) == 1 else None
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise ValueError(
-            f"{where} names {names or 'no class'} as its architecture, where one class of "
+            f"it names {names or 'no class'} as its architecture, where one class of "
             "transformers is needed; build the model yourself and pass Teacher(model)"
         )
     return found

@@ -13,6 +13,7 @@ from composer_distill.teachers.live import LiveTeacher
 from composer_distill.teachers.sharding import local
 from composer_distill.teachers.source import Source
 from composer_distill.teachers.teacher import Teacher
+from composer_distill.weights.errors import without_secrets
 
 
 def to_teachers(teachers: Any) -> tuple[Teacher, ...]:
@@ -133,7 +134,7 @@ def check_same(saved: Sequence[str], present: Sequence[str]) -> None:
 def _from_checkpoint(source: Any, model: Any) -> Teacher:
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"teachers[{str(source)!r}] must be the model that the weights go into, "
+            f"teachers[{without_secrets(source)!r}] must be the model that the weights go into, "
             f"got {type(model).__name__}. Pass {{path: model}}; for options, a list of "
             "Teacher(model, checkpoint=path, ...)."
         )

@@ -25,6 +25,7 @@ from composer_distill.teachers.placement import on_device, pin
 from composer_distill.teachers.splitting import map_tensors, shallow_copy, split
 from composer_distill.teachers.streams import untouched_streams
 from composer_distill.weights.checkpoint import load_weights
+from composer_distill.weights.errors import without_secrets
 from composer_distill.weights.fingerprint import fingerprint
 from composer_distill.weights.sampled import sampled_fingerprint
 
@@ -122,7 +123,8 @@ class Teacher:
         """
         refuse_options(options, ("checkpoint", "ema"), "from_pretrained")
         strict = options.get("strict", True)
-        model = build_pretrained(folder_or_name, strict=strict)
+        name = options.get("name") or "from_pretrained"
+        model = build_pretrained(folder_or_name, strict=strict, name=name)
         teacher = cls(model, **{"dtype": reduced_type(model), **options})
         teacher.checkpoint = folder_or_name
         log.info("%s is %r", teacher.label, teacher)
@@ -141,7 +143,7 @@ class Teacher:
             ValueError: If it stores no configuration of a class of transformers, or is refused.
         """
         refuse_options(options, ("checkpoint",), "from_composer_checkpoint")
-        name = options.get("name") or f"teacher ({Path(path).name})"
+        name = options.get("name") or f"teacher ({Path(without_secrets(path)).name})"
         return cls(build_from_composer(path, name=name), checkpoint=path, **options)
 
     @property
@@ -247,7 +249,7 @@ class Teacher:
         parameters = list(self.model.parameters())
         types = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})
         count = sum(parameter.numel() for parameter in parameters)
-        source = "its own weights" if self.checkpoint is None else str(self.checkpoint)
+        source = "its own weights" if self.checkpoint is None else without_secrets(self.checkpoint)
         return (
             f"Teacher({type(self.model).__name__}, {count:,} parameters, "
             f"{'+'.join(types) or 'no weights'}, from {source}, fingerprint {self.fingerprint()})"

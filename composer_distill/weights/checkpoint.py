@@ -2,14 +2,16 @@
 
 import logging
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from composer_distill.weights.contents import Contents, Spec, spec_of
+from composer_distill.weights.errors import clean_errors, named_errors, plain
 from composer_distill.weights.files import algorithms, open_file
 from composer_distill.weights.folders import open_folder
 from composer_distill.weights.keys import Match, describe, likely_cause, match_keys
@@ -63,7 +65,7 @@ def load_weights(
         unfilled = _meta_left(model, match)
         if unfilled:
             raise ValueError(
-                f"it holds nothing for {', '.join(unfilled[:4])}, which are on the meta device; "
+                f"it holds nothing for {_first(unfilled)}, which are on the meta device; "
                 "build the model on the CPU"
             )
         materialize(model)
@@ -79,22 +81,11 @@ def load_weights(
 @contextmanager
 def open_source(source: str | Path, *, ema: bool | None = None) -> Iterator[Contents]:
     """Open any source for reading; see ``load_weights``."""
-    remote = parse_remote(source)
-    path = resolve_path(source) if remote is None else fetch(remote)
-    with (open_folder if path.is_dir() else open_file)(path, ema=ema) as contents:
-        yield contents
-
-
-@contextmanager
-def named_errors(name: str, source: str | Path) -> Iterator[None]:
-    """Say in every error which teacher and which file it is about."""
-    try:
-        yield
-    except (FileNotFoundError, PermissionError) as error:
-        what = error.strerror.lower() if error.strerror else str(error)
-        raise type(error)(f"{name}: cannot read {source}: {what}") from error
-    except ValueError as error:
-        raise ValueError(f"{name}: {source}: {error}") from error
+    with clean_errors():
+        remote = parse_remote(source)
+        path = resolve_path(source) if remote is None else fetch(remote)
+        with (open_folder if path.is_dir() else open_file)(path, ema=ema) as contents:
+            yield contents
 
 
 def _fit(model: nn.Module, contents: Contents, *, strict: bool) -> Match:
@@ -187,8 +178,12 @@ def _hand_over(model: nn.Module, match: Match, contents: Contents, *, strict: bo
     weights = OrderedDict((new, contents.read(old)) for new, old in match.renamed.items())
     try:
         model.load_state_dict(weights, strict=strict)
-    except RuntimeError as error:
+    except Exception as error:  # Of the module's own code.
         raise ValueError(f"the model refused it: {error}") from error
+
+
+def _first(keys: Iterable[str]) -> str:
+    return ", ".join(map(plain, islice(keys, 4)))
 
 
 def _say(name: str, contents: Contents, match: Match) -> None:
@@ -197,7 +192,7 @@ def _say(name: str, contents: Contents, match: Match) -> None:
     left = {"missing": match.missing, "unexpected": match.unexpected, "other": match.mismatched}
     for what, keys in left.items():
         if keys:
-            log.warning("%s: %d weights %s: %s", name, len(keys), what, ", ".join(list(keys)[:8]))
+            log.warning("%s: %d weights %s: %s", name, len(keys), what, _first(keys))
 
 
 def _compare_made(name: str, model: nn.Module, contents: Contents, match: Match) -> None:
@@ -213,5 +208,5 @@ def _compare_made(name: str, model: nn.Module, contents: Contents, match: Match)
         log.warning(
             "%s: the file holds other values for %d buffers that the model makes itself, and keeps "
             "as it made them: %s",
-            name, len(differing), ", ".join(differing[:8]),
+            name, len(differing), _first(differing),
         )  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from composer_distill.weights.contents import Contents, holds_weights, of_tensors, spec_of
+from composer_distill.weights.errors import plain
 from composer_distill.weights.keys import match_keys
 from composer_distill.weights.pickles import check_archive, read_pickled
 from composer_distill.weights.safe_tensors import looks_like_safetensors, open_safetensors
@@ -32,9 +33,9 @@ def open_file(path: Path, *, ema: bool | None = None) -> Iterator[Contents]:
         ValueError: If it is no checkpoint, is damaged, or asks for more than data.
     """
     if not path.is_file():
-        raise ValueError("it is no regular file")
+        raise ValueError("it is no regular file; name a file or a folder")
     if path.stat().st_size == 0:
-        raise ValueError("it is an empty file")
+        raise ValueError("it is an empty file; copy or save it again")
     with unpacked(path) as file:
         if looks_like_safetensors(file):
             with open_safetensors(file) as (tensors, header):
@@ -65,7 +66,7 @@ def interpret(path: Path, found: object, *, mapped: bool, ema: bool | None) -> C
         rest = {key: value for key, value in composer.items() if key != "model"}
         return of_tensors(path, "Composer checkpoint", weights, mapped=mapped, stored=rest)
     if ema:
-        raise ValueError("ema=True was asked for, and it is no Composer checkpoint")
+        raise ValueError("ema=True was asked for, and it is no Composer checkpoint; leave ema out")
     if holds_weights(found):
         return of_tensors(path, "state_dict", found, mapped=mapped)  # pyright: ignore[reportArgumentType]
     nested = dict(found) if isinstance(found, Mapping) else {}
@@ -76,7 +77,8 @@ def interpret(path: Path, found: object, *, mapped: bool, ema: bool | None) -> C
             return of_tensors(path, kind, nested[nest], mapped=mapped, stored=rest)
     raise ValueError(
         f"it is no checkpoint: expected Composer's {{'state': {{'model': ...}}}}, a state_dict, or "
-        f"a dict that holds one under {' or '.join(map(repr, NESTS))}; found {_summary(found)}"
+        f"a dict that holds one under {' or '.join(map(repr, NESTS))}; found {_summary(found)}. "
+        "Save the model's state_dict()"
     )
 
 
@@ -90,7 +92,7 @@ def _composer_state(found: object) -> dict[str, Any] | None:
 def _summary(found: object) -> str:
     if not isinstance(found, Mapping):
         return f"a {type(found).__name__}"
-    keys = ", ".join(str(key)[:40] for key in list(found)[:6]) or "nothing in it"
+    keys = ", ".join(plain(key, 40) for key in list(found)[:6]) or "nothing in it"
     return f"a {type(found).__name__} of {keys}"
 
 
@@ -113,7 +115,7 @@ def choose_ema(state: Mapping[str, Any], ema: bool | None) -> dict[str, Any]:
     algorithm = dict(algorithms(state)).get("EMA")
     if algorithm is None:
         if ema:
-            trained = ", ".join(name for name, _ in algorithms(state)) or "none"
+            trained = ", ".join(plain(name) for name, _ in algorithms(state)) or "none"
             raise ValueError(
                 "ema=True was asked for, and it holds no EMA weights (algorithms in it: "
                 f"{trained}); full checkpoints of runs with Composer's EMA hold them"
@@ -138,7 +140,7 @@ def _exchange(weights: dict[str, Tensor], beside: object, ema: bool) -> dict[str
     for part in ("named_parameters_dict", "named_buffers_dict"):
         found = beside.get(part) if isinstance(beside, Mapping) else None
         if found and not holds_weights(found):
-            raise ValueError("its EMA weights are no tensors")
+            raise ValueError("its EMA weights are no tensors; leave ema out")
         held |= found or {}
     ties = _ties(weights)
     specs, others = ({key: spec_of(x) for key, x in side.items()} for side in (weights, held))
@@ -148,7 +150,8 @@ def _exchange(weights: dict[str, Tensor], beside: object, ema: bool) -> dict[str
         raise ValueError(
             f"ema={ema} was asked for, and what its EMA keeps beside the model fits "
             f"{len(weights) - len(lacking)} of the model's {len(weights)} weights (not "
-            f"{', '.join(lacking[:4])}); ema=None takes what stands in the model's place"
+            f"{', '.join(map(plain, lacking[:4]))}); ema=None takes what stands in the model's "
+            "place"
         )
     chosen = {key: held[other] for key, other in match.pairs.items()}
     for names in ties:

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from composer_distill.weights.contents import Contents, Spec
+from composer_distill.weights.errors import plain
 from composer_distill.weights.files import open_file
 from composer_distill.weights.sharded import METADATA, open_sharded
 
@@ -27,7 +28,9 @@ def open_folder(folder: Path, *, ema: bool | None = None) -> Iterator[Contents]:
         ValueError: If it is neither a sharded checkpoint nor a Hugging Face model, or is damaged.
     """
     if ema is not None:
-        raise ValueError("ema can be chosen from a Composer checkpoint of one file only")
+        raise ValueError(
+            "ema can be chosen from a Composer checkpoint of one file only; leave it out"
+        )
     if (folder / ADAPTER).exists():
         raise ValueError(
             "it holds a PEFT adapter, which changes another model; merge the two with peft's "
@@ -43,7 +46,7 @@ def open_folder(folder: Path, *, ema: bool | None = None) -> Iterator[Contents]:
                     yield contents
                 return
     raise ValueError(
-        f"it is a folder, but no sharded checkpoint or Hugging Face model{_hint(folder)}"
+        f"it is a folder, but no sharded checkpoint or Hugging Face model; {_hint(folder)}"
     )
 
 
@@ -53,7 +56,9 @@ def _hint(folder: Path) -> str:
         for entry in folder.iterdir()
         if entry.suffix in {".pt", ".pth", ".bin", ".safetensors"} or (entry / METADATA).is_file()
     )
-    return f"; name one of the checkpoints in it ({', '.join(inside[:5])})" if inside else ""
+    if not inside:
+        return "name a folder with a .metadata, or one that save_pretrained wrote"
+    return f"name one of the checkpoints in it ({', '.join(map(plain, inside[:5]))})"
 
 
 @contextmanager
@@ -67,12 +72,16 @@ def _open_parts(folder: Path, file: Path) -> Iterator[Contents]:
         parts: dict[str, Contents] = {}
         for name in sorted(set(where.values())):
             if not (folder / name).is_file():
-                raise ValueError(f"its part {name} is missing")
+                raise ValueError(
+                    f"its part {plain(name)} is missing; download the whole folder again"
+                )
             parts[name] = stack.enter_context(open_file(folder / name))
         specs: dict[str, Spec] = {}
         for key, name in where.items():
             if key not in parts[name].specs:
-                raise ValueError(f"{file.name} says that {key} is in {name}, and it is not")
+                raise ValueError(
+                    f"{file.name} says that {plain(key)} is in {plain(name)}, and it is not"
+                )
             specs[key] = parts[name].specs[key]
         read = lambda key: parts[where[key]].read(key)  # noqa: E731
         mapped = all(part.mapped for part in parts.values())

@@ -5,6 +5,7 @@ from typing import Any
 
 from composer_distill.weights.checkpoint import open_source
 from composer_distill.weights.contents import Contents
+from composer_distill.weights.errors import named_errors, plain, with_remedy, without_secrets
 from composer_distill.weights.files import algorithms
 from composer_distill.weights.fingerprint import fingerprint_of
 
@@ -33,11 +34,13 @@ def describe(source: str) -> str:
         weights:
           weight  (2, 3)  float32
     """
-    try:
-        with open_source(source) as contents:
-            return "\n".join([str(source), *_lines(contents)])
-    except ValueError as error:
-        return f"{source}\n{REFUSED}: {error}"
+    shown = plain(without_secrets(source), 1000)
+    with named_errors("inspect", source):
+        try:
+            with open_source(source) as contents:
+                return "\n".join([shown, *_lines(contents)])
+        except ValueError as error:
+            return f"{shown}\n{REFUSED}: {with_remedy(str(error))}"
 
 
 def _lines(contents: Contents) -> list[str]:
@@ -45,7 +48,7 @@ def _lines(contents: Contents) -> list[str]:
     values = sum(_numel(spec.shape) for spec in specs.values())
     size = sum(_numel(spec.shape) * spec.dtype.itemsize for spec in specs.values())
     keys = [
-        f"  {_plain(key)}  {spec.shape}  {str(spec.dtype).removeprefix('torch.')}"
+        f"  {plain(key)}  {spec.shape}  {str(spec.dtype).removeprefix('torch.')}"
         for key, spec in list(specs.items())[:MAX_KEYS]
     ]
     more = len(specs) - len(keys)
@@ -63,12 +66,12 @@ def _lines(contents: Contents) -> list[str]:
 def _beside(stored: Mapping[str, Any]) -> list[str]:
     if not stored:
         return []
-    lines = [f"stored beside the weights: {', '.join(_plain(key) for key in stored)}"]
-    named = [_plain(name) for name, _ in algorithms(stored)]
+    lines = [f"stored beside the weights: {', '.join(plain(key) for key in stored)}"]
+    named = [plain(name) for name, _ in algorithms(stored)]
     lines += [f"  algorithms: {', '.join(named)}"] if named else []
     timestamp = _within(stored, "timestamp", "Timestamp")
     if isinstance(timestamp, Mapping):
-        shown = [f"{unit} {_plain(timestamp.get(unit))}" for unit in ("epoch", "batch", "sample")]
+        shown = [f"{unit} {plain(timestamp.get(unit))}" for unit in ("epoch", "batch", "sample")]
         lines.append(f"  trained until: {', '.join(shown)}")
     facts = {
         "run": _within(stored, "run_name"),
@@ -78,18 +81,13 @@ def _beside(stored: Mapping[str, Any]) -> list[str]:
             stored, "integrations", "huggingface", "model", "config", "class"
         ),
     }
-    return lines + [f"  {what}: {_plain(fact)}" for what, fact in facts.items() if fact]
+    return lines + [f"  {what}: {plain(fact)}" for what, fact in facts.items() if fact]
 
 
 def _within(stored: Any, *keys: str) -> Any:
     for key in keys:
         stored = stored.get(key) if isinstance(stored, Mapping) else None
     return stored
-
-
-def _plain(value: object) -> str:
-    """Text of a file, without what could steer a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(value))[:200]
 
 
 def _numel(shape: tuple[int, ...]) -> int:

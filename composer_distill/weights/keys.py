@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from composer_distill.weights.contents import Spec
+from composer_distill.weights.errors import plain
 
 PREFIXES = ("module.", "model.", "_orig_mod.")
 SHOWN = 4
@@ -109,7 +110,7 @@ def _wrapper(file: Mapping[str, Spec]) -> list[tuple[Callable[[str], str], str]]
     if len(heads) != 1 or heads & set(PREFIXES):
         return []
     (head,) = heads
-    what = f"the prefix {head!r} was removed from the file's keys"
+    what = f"the prefix {plain(head)!r} was removed from the file's keys"
     return [(lambda key: key.removeprefix(head), what)]
 
 
@@ -180,16 +181,20 @@ def describe(match: Match, model: Mapping[str, Spec], file: Mapping[str, Spec]) 
         f"and {len(match.unexpected)} of the file's {len(file)} are unexpected"
     )
     differing = [
-        f"{key} (model {_show(model[key], file[old])}, file {_show(file[old], model[key])})"
+        f"{plain(key)} (model {_show(model[key], file[old])}, file {_show(file[old], model[key])})"
         for key, old in match.mismatched.items()
     ]
     rows = [
-        _row("missing from the file", [f"{key} {model[key].shape}" for key in match.missing]),
-        _row("unexpected in the file", [f"{key} {file[key].shape}" for key in match.unexpected]),
+        _row("missing from the file", [_entry(key, model) for key in match.missing]),
+        _row("unexpected in the file", [_entry(key, file) for key in match.unexpected]),
         _row("different", differing),
         f"\n  ({match.change})" if match.change else "",
     ]
     return counts + "".join(rows)
+
+
+def _entry(key: str, specs: Mapping[str, Spec]) -> str:
+    return f"{plain(key)} {specs[key].shape}"
 
 
 def _show(spec: Spec, other: Spec) -> str:
@@ -225,16 +230,17 @@ def likely_cause(
         )
     if _only_heads(match, model, file):
         key, old = next(iter(match.mismatched.items()))
+        ours, theirs = model[key].shape, file[old].shape
         return (
-            f"another head: {key} is {file[old].shape} in the file and {model[key].shape} in the "
-            "model; build the model with the file's number of outputs, and map them to the "
-            "student's with output_fn"
+            f"another head: {plain(key)} is {theirs} in the file and {ours} in the model; "
+            "build the model with the file's number of outputs, and map them to the student's with "
+            "output_fn"
         )
     prefix = _foreign_prefix(match, file)
     if prefix:
         return (
-            f"all keys of the file begin with {prefix!r}, as if the model were a part of a larger "
-            "one; save that part's state_dict(), or load into the larger model"
+            f"all keys of the file begin with {plain(prefix)!r}, as if the model were a part of a "
+            "larger one; save that part's state_dict(), or load into the larger model"
         )
     return (
         "another architecture, or another depth, width or version of it; build the model that the "

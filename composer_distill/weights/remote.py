@@ -5,18 +5,18 @@ import json
 import logging
 import os
 import re
+import shutil
 import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tqdm
-from composer.utils import ObjectStore, ObjectStoreTransientError, S3ObjectStore
-from composer.utils.file_helpers import maybe_create_object_store_from_uri
-from composer.utils.retrying import retry
+from composer.utils import ObjectStore
 from filelock import FileLock
 
+from composer_distill.weights.errors import without_secrets
 from composer_distill.weights.sources import MAX_LINKS, SYMLINK, link_target
+from composer_distill.weights.stores import TRIES, Head, download, head, names_under, open_store
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ CACHE_VARIABLE = "COMPOSER_DISTILL_CACHE"
 _URI = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+._-]+):/(?:/(?P<bucket>[^/]*)/?)?(?P<name>.*)", re.S
 )
+_LONGEST_LINK = 4096
 _WANTED = re.compile(r"\.metadata|.*\.(distcp|safetensors|bin|json)")
 _STARTED = time.time()
 
@@ -73,6 +74,11 @@ def parse_remote(source: str | Path) -> Remote | None:
         )
     if not found["name"] or (not found["bucket"] and scheme != "dbfs"):
         raise ValueError("the URI names no object; write scheme://bucket/name")
+    if re.search("[:@]", found["bucket"] or ""):
+        raise ValueError(
+            "the URI holds credentials, which are not read from there; write scheme://bucket/name, "
+            "and give them as the store's package asks for them (AWS_ACCESS_KEY_ID, ...)"
+        )
     return Remote(scheme, found["bucket"] or "", found["name"])
 
 
@@ -88,25 +94,42 @@ def fetch(remote: Remote) -> Path:
         remote: What to fetch.
 
     Raises:
-        FileNotFoundError: If the store has no such object.
+        FileNotFoundError: If the store has no such bucket, object or folder.
+        OSError: If the store refuses, gives no answer that can be used, or the disk is full.
     """
-    uri = (
-        f"dbfs:/{remote.name}" if remote.scheme == "dbfs" else f"{remote.scheme}://{remote.bucket}/"
-    )
-    store = maybe_create_object_store_from_uri(uri)
-    if store is None:
-        raise ValueError(f"{remote.uri} names no object store")
-    with store:
+    with open_store(*remote) as store:
         name = _follow(store, remote.name)
-        names = [name] if _size(store, name) is not None else _folder(store, name)
+        names = [name] if head(store, name) is not None else _folder(store, name)
         if not names:
-            raise FileNotFoundError(f"there is no object and no folder at {remote.uri}")
+            raise FileNotFoundError(
+                f"there is no object and no folder at {without_secrets(remote.uri)}; check the name"
+            )
         place = cache_folder() / hashlib.sha256(f"{remote.uri} {name}".encode()).hexdigest()[:24]
+        _make_way(place, keep_folder=True)
         place.mkdir(parents=True, exist_ok=True)
         with FileLock(place / "lock"):
-            for each in names:
-                _keep(store, each, _local(place, name, each))
+            _keep_all(store, {each: _local(place, name, each) for each in names}, place)
     return _local(place, name, name) if names == [name] else place / "folder"
+
+
+def _keep_all(store: ObjectStore, targets: dict[str, Path], place: Path) -> None:
+    """Keep objects, all as they were at one time."""
+    for left in place.glob("part-*"):  # of a process that was stopped
+        shutil.rmtree(left, ignore_errors=True)
+    changed: list[str] = []
+    for _ in range(TRIES):
+        heads = {name: _keep(store, name, target, place) for name, target in targets.items()}
+        changed = [
+            name for name, told in heads.items() if told.version and head(store, name) != told
+        ]
+        if not changed:
+            return
+        shown = without_secrets(changed[0])
+        log.warning("%s was replaced while it was downloaded: once more", shown)
+    raise OSError(
+        f"{without_secrets(changed[0])} was replaced each of the {TRIES} times that it was "
+        "downloaded; wait until whoever writes it has finished"
+    )
 
 
 def cache_folder() -> Path:
@@ -119,22 +142,15 @@ def _local(place: Path, name: str, each: str) -> Path:
     if each == name:
         return place / "object"
     inside = each[len(name.rstrip("/")) + 1 :]
-    if ".." in Path(inside).parts:
-        raise ValueError(f"the object {each} would be written outside of the cache")
+    if inside.startswith("/") or ".." in Path(inside).parts:
+        raise ValueError(f"the object {each} would be written outside of the cache; rename it")
     return place / "folder" / inside
-
-
-def _size(store: ObjectStore, name: str) -> int | None:
-    try:
-        return store.get_object_size(name)
-    except FileNotFoundError:
-        return None
 
 
 def _folder(store: ObjectStore, name: str) -> list[str]:
     """The objects of a folder that a checkpoint is made of."""
     prefix = name.rstrip("/") + "/"
-    found = [each for each in store.list_objects(prefix) if each.startswith(prefix)]
+    found = [each for each in names_under(store, prefix) if each.startswith(prefix)]
     return [each for each in found if _WANTED.fullmatch(each[len(prefix) :])]
 
 
@@ -142,39 +158,58 @@ def _follow(store: ObjectStore, name: str) -> str:
     """Follow Composer's ``.symlink`` objects, also where the name lacks the ending."""
     for _ in range(MAX_LINKS):
         if not name.endswith(SYMLINK):
-            if _size(store, name) is not None or _size(store, name + SYMLINK) is None:
+            if head(store, name) is not None or head(store, name + SYMLINK) is None:
                 return name
             name += SYMLINK
+        told = head(store, name)
+        if told is None:
+            raise FileNotFoundError(f"there is no object {name}; check the name")
+        if told.size > _LONGEST_LINK:
+            raise ValueError(f"{name} is no {SYMLINK} object: it should hold one path")
         with tempfile.TemporaryDirectory() as folder:
             link = Path(folder, "link")
-            if _size(store, name) is None:
-                raise FileNotFoundError(f"there is no object {name}")
-            _download(store, name, link, 0)
+            download(store, name, link, told.size)
             name = link_target(link)
     raise ValueError(f"it leads through more than {MAX_LINKS} {SYMLINK} objects")
 
 
-def _keep(store: ObjectStore, name: str, target: Path) -> None:
+def _keep(store: ObjectStore, name: str, target: Path, place: Path) -> Head:
+    told = head(store, name)
+    if told is None:
+        raise FileNotFoundError(f"there is no object {name} any more; check the name")
+    for folder in target.parents:
+        if place in folder.parents:
+            _make_way(folder, keep_folder=True)
     record = target.with_name(target.name + ".record.json")
-    size, version = _size(store, name), _version(store, name)
-    if _is_fresh(target, record, size, version):
-        log.info("%s is in the cache already", name)
-        return
+    if _is_fresh(target, record, told):
+        log.info("%s is in the cache already", without_secrets(name))
+        return told
+    for path in (target, record):
+        _make_way(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    record.unlink(missing_ok=True)
-    _download(store, name, target, size or 0)
-    if target.stat().st_size != size:
-        target.unlink()
-        raise ValueError(f"the download of {name} has not the {size} bytes that the store told")
-    facts = {"size": size, "version": version, "sha256": _checksum(target), "time": time.time()}
-    record.write_text(json.dumps(facts), encoding="utf-8")
+    with tempfile.TemporaryDirectory(prefix="part-", dir=place) as folder:
+        part = Path(folder, "object")
+        download(store, name, part, told.size)
+        facts = {"size": told.size, "version": told.version, "sha256": _checksum(part)}
+        part.replace(target)
+    record.write_text(json.dumps(facts | {"time": time.time()}), encoding="utf-8")
+    return told
 
 
-def _is_fresh(target: Path, record: Path, size: int | None, version: str | None) -> bool:
+def _make_way(path: Path, *, keep_folder: bool = False) -> None:
+    """Remove what stands where a file of the cache belongs, and is none: it leads elsewhere."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.is_dir() and not keep_folder:
+        shutil.rmtree(path)
+
+
+def _is_fresh(target: Path, record: Path, told: Head) -> bool:
     try:
         facts: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-        current = facts["version"] == version if version else facts["time"] >= _STARTED
-        same = current and facts["size"] == size == target.stat().st_size
+        known = facts["version"] == told.version if told.version else facts["time"] >= _STARTED
+        links = target.is_symlink() or record.is_symlink()
+        same = not links and known and facts["size"] == told.size == target.stat().st_size
         if same and facts["sha256"] != _checksum(target):
             log.warning("%s was changed after its download, and is downloaded again", target)
             return False
@@ -183,30 +218,9 @@ def _is_fresh(target: Path, record: Path, size: int | None, version: str | None)
     return same
 
 
-def _version(store: ObjectStore, name: str) -> str | None:
-    if not isinstance(store, S3ObjectStore):
-        return None
-    head = store.client.head_object(Bucket=store.bucket, Key=store.get_key(name))
-    return f"{head['ETag']} {head['LastModified']}"
-
-
 def _checksum(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while piece := stream.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
-
-
-@retry(ObjectStoreTransientError, num_attempts=5)
-def _download(store: ObjectStore, name: str, target: Path, size: int) -> None:
-    """Composer's own download, with a progress bar that knows how each store counts."""
-    steps = isinstance(store, S3ObjectStore)  # S3 tells each step, the others the sum so far
-    with tqdm.tqdm(
-        desc=name[-40:], total=size or None, unit="B", unit_scale=True, disable=not size
-    ) as bar:
-
-        def show(done: int, _: int) -> None:
-            bar.update(done if steps else done - bar.n)
-
-        store.download_object(name, target, overwrite=True, callback=show)

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from composer_distill.weights.contents import Contents, Spec
+from composer_distill.weights.errors import plain
 from composer_distill.weights.pickles import check_archive, read_metadata, read_pickled
 from composer_distill.weights.tiling import fault_of_tiling
 from composer_distill.weights.window import Window
@@ -40,7 +41,7 @@ def open_sharded(folder: Path) -> Contents:
     _check(metadata)
     names = _model_names(metadata)
     if not names:
-        shown = ", ".join(map(str, list(metadata.state_dict_metadata)[:4])) or "nothing"
+        shown = ", ".join(map(plain, list(metadata.state_dict_metadata)[:4])) or "nothing"
         raise ValueError(f"it is a sharded checkpoint without weights (holds {shown})")
     specs = {name: _spec(metadata, key) for name, key in names.items()}
     read = lambda name: _read_tensor(folder, metadata, names[name])  # noqa: E731
@@ -52,14 +53,14 @@ def _spec(metadata: Metadata, key: str) -> Spec:
     entry = _tensor_entry(metadata, key)
     fault = fault_of_tiling(entry.size, [(chunk.offsets, chunk.sizes) for chunk in entry.chunks])
     if fault:
-        raise ValueError(f"the pieces of its {key} {fault}; save the checkpoint again")
+        raise ValueError(f"the pieces of its {plain(key)} {fault}; save the checkpoint again")
     return Spec(tuple(entry.size), entry.properties.dtype)
 
 
 def _tensor_entry(metadata: Metadata, key: str) -> TensorStorageMetadata:
     entry = metadata.state_dict_metadata[key]
     if not isinstance(entry, TensorStorageMetadata):
-        raise ValueError(f"its entry {key} is no tensor")
+        raise ValueError(f"its entry {plain(key)} is no tensor")
     return entry
 
 
@@ -147,8 +148,8 @@ def _read_chunk(
     piece = _read_piece(folder, metadata, MetadataIndex(key, chunk.offsets))
     if not isinstance(piece, Tensor) or piece.shape != chunk.sizes or piece.dtype != dtype:
         raise ValueError(
-            f"its piece of {key} at {tuple(chunk.offsets)} has another shape or type than its "
-            f".metadata says ({tuple(chunk.sizes)}, {dtype}); save the checkpoint again"
+            f"its piece of {plain(key)} at {tuple(chunk.offsets)} has another shape or type than "
+            f"its .metadata says ({tuple(chunk.sizes)}, {dtype}); save the checkpoint again"
         )
     return piece
 
@@ -156,7 +157,7 @@ def _read_chunk(
 def _read_piece(folder: Path, metadata: Metadata, index: MetadataIndex) -> Any:
     info = metadata.storage_data.get(index)
     if info is None:
-        raise ValueError(f"its .metadata does not say where {index.fqn} is")
+        raise ValueError(f"its .metadata does not say where {plain(index.fqn)} is")
     if getattr(info, "transform_descriptors", None):
         raise ValueError(f"it was written with extensions ({info.transform_descriptors})")
     file = _inside(folder, info.relative_path)
@@ -173,9 +174,9 @@ def _inside(folder: Path, name: object) -> Path:
     """A file of the folder, and never one outside of it."""
     path = folder / str(name)
     if Path(str(name)).is_absolute() or folder.resolve() not in path.resolve().parents:
-        raise ValueError(f"it names a file outside of its folder ({name})")
+        raise ValueError(f"it names a file outside of its folder ({plain(name)})")
     if not path.is_file():
-        raise ValueError(f"its file {name} is missing")
+        raise ValueError(f"its file {plain(name)} is missing; copy the whole folder again")
     return path
 
 
