@@ -9,6 +9,7 @@ from composer.core import State, get_precision_context
 from torch import Tensor
 
 from composer_distill.teachers.heads import Head, HeadRecorder, only_at
+from composer_distill.teachers.lending import Lending
 from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.teachers.outputs import call_model, extract_logits
 from composer_distill.teachers.sharding import Sharding, is_to_be_sharded, reshard, shard
@@ -32,6 +33,7 @@ class LiveTeacher:
         self._sharded = False
         self._away = False
         self._recorder: HeadRecorder | None = None
+        self._lending = Lending(label)
 
     def prepare(self, state: State, sharding: Sharding) -> None:
         """Freeze the model, and place it on the Trainer's device or shard it, at INIT.
@@ -45,6 +47,7 @@ class LiveTeacher:
         """
         self._device = state.device.tensor_to_device(torch.empty(0)).device
         self._away = False
+        self._lending = Lending(self.label)
         self.teacher.freeze()
         self._sharded = is_to_be_sharded(self.teacher.model, sharding, state, self.label)
         if self._sharded:
@@ -100,11 +103,12 @@ class LiveTeacher:
         )
         extract = partial(extract_logits, owner=self.label)
         with untouched_streams(microbatch.logits.device), torch.no_grad(), precision, around:
-            try:
-                logits = self.teacher.forward(microbatch.view, call_model, extract)
-            except Exception as error:
-                _add_name(error, self.label)
-                raise
+            with self._lending.lend(microbatch.view) as batch:
+                try:
+                    logits = self.teacher.forward(batch, call_model, extract)
+                except Exception as error:
+                    _add_name(error, self.label)
+                    raise
             if self._sharded:
                 reshard(self.teacher.model)
         # A teacher may turn gradients or inference mode on in its own forward

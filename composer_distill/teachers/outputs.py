@@ -5,6 +5,7 @@ tensors. An output is a tensor, a mapping or object with ``logits``, or a tuple.
 """
 
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,8 @@ def call_model(model: nn.Module, batch: Any) -> Any:
 
     A ``ComposerModel`` takes the whole batch. A plain module takes the batch's first element; where
     that is a mapping, as for Hugging Face models, its entries become the keyword arguments that the
-    module's forward names, or the mapping itself the only argument where it names none of them.
+    module's forward names, or the mapping itself the only argument where it names none of them. A
+    forward of ``**kwargs`` gets them all; but a Hugging Face model's, those alone that it knows.
 
     Args:
         model: The model, in the mode that it should run in.
@@ -121,10 +123,26 @@ def _language_inputs(
 
 def _forward_names(model: nn.Module) -> set[str] | None:
     """Return the keyword arguments that the model's forward takes, None for any."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+    inner = _pretrained(model)
+    parameters = inspect.signature((inner or model).forward).parameters.values()
+    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    others = [parameter for parameter in parameters if parameter.kind is parameter.VAR_KEYWORD]
+    if not others:
+        return names
+    if inner is None:
         return None
-    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    # transformers writes down what it hands on: **kwargs: Unpack[SomeTypedDict]
+    known = (kind for other in others for kind in getattr(other.annotation, "__args__", ()))
+    return names.union(*(getattr(kind, "__annotations__", {}) for kind in known))
+
+
+def _pretrained(model: nn.Module) -> Any | None:
+    """Return the model of transformers that this is, or that PEFT put its adapters into."""
+    transformers = sys.modules.get("transformers")
+    base = getattr(model, "get_base_model", None)
+    inner = base() if callable(base) else model
+    is_one = transformers is not None and isinstance(inner, transformers.PreTrainedModel)
+    return inner if is_one else None
 
 
 def _describe(output: Any) -> str:

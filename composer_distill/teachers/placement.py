@@ -28,6 +28,37 @@ def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
             tensor.data = data
 
 
+def move(model: nn.Module, device: torch.device, dtype: torch.dtype | None, label: str) -> None:
+    """Move a model, and cast it where a type is given; one that is there already is left alone.
+
+    Quantised models often refuse one or both, and some even a call that names no type.
+
+    Args:
+        model: The model.
+        device: Where to move it.
+        dtype: The type of its floating-point weights, or None to keep their types.
+        label: What errors call it.
+
+    Raises:
+        ValueError: If the model refuses.
+    """
+    there = all(tensor.device == device for tensor in _tensors(model))
+    if there and dtype is None:
+        return
+    try:
+        model.to(device) if dtype is None else model.to(device, dtype)
+    except (ValueError, NotImplementedError) as error:
+        remedy = (
+            f"load it there, for models of transformers by device_map={{'': {str(device)!r}}}"
+            if dtype is None
+            else "leave Teacher(..., dtype=...) out, quantised weights have a type of their own"
+        )
+        raise ValueError(
+            f"{label}: a {type(model).__name__} could not be brought to {device}"
+            f"{'' if dtype is None else f' as {dtype}'} ({error}). Please {remedy}."
+        ) from error
+
+
 def pin(model: nn.Module) -> None:
     """Lock a model's host memory, so that copies to a GPU need not wait for it."""
     for tensor in _tensors(model):

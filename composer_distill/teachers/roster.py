@@ -176,6 +176,9 @@ def _tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
 def _memory(tensor: torch.Tensor) -> tuple[torch.device, int] | None:
     """Return where a tensor's storage lies, None for one that has no memory of its own."""
     tensor = local(tensor)
+    while hasattr(tensor, "__tensor_flatten__"):  # quantised weights, around plain ones
+        inner: Any = tensor
+        tensor = getattr(inner, inner.__tensor_flatten__()[0][0])
     if tensor.device.type == "meta" or tensor.numel() == 0:
         return None
     return tensor.device, tensor.untyped_storage().data_ptr()

@@ -21,7 +21,7 @@ from composer_distill.teachers.huggingface import (
     build_pretrained,
     reduced_type,
 )
-from composer_distill.teachers.placement import on_device, pin
+from composer_distill.teachers.placement import move, on_device, pin
 from composer_distill.teachers.splitting import map_tensors, shallow_copy, split
 from composer_distill.teachers.streams import untouched_streams
 from composer_distill.weights.checkpoint import load_weights
@@ -181,10 +181,13 @@ class Teacher:
         Args:
             device: Where the student trains. An offloaded teacher's weights stay in host memory
                 and visit the device for each batch.
+
+        Raises:
+            ValueError: If the model refuses to be moved or cast, as some quantised ones do.
         """
         self._device = device
         home = torch.device("cpu") if self.offload else device
-        self.model.to(device=home, dtype=self.dtype)
+        move(self.model, home, self.dtype, self.label)
         if self.offload and device.type == "cuda":
             pin(self.model)
         if self.compile and not self._compiled:

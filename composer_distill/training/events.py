@@ -21,6 +21,7 @@ from composer_distill.training.evaluation import TeacherEvaluation
 from composer_distill.training.logbook import Logbook
 from composer_distill.training.memory import agree_on_memory
 from composer_distill.training.record import keep_under_one_name
+from composer_distill.training.untrained import warn_of_untrained
 
 _log = logging.getLogger(__name__)
 
@@ -144,6 +145,7 @@ class EventHandlers:
         """FIT_START: check what is known only now, and begin with nothing noted."""
         settings = self._settings
         check_apart(settings.teachers, state.model, state.optimizers or ())
+        warn_of_untrained(settings.kd_loss_fn, state.optimizers or ())
         settings.window.check(state)
         self._book.forget()  # a fit that was interrupted in a batch may have left something
         self._forget_batch()

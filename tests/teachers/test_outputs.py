@@ -117,3 +117,48 @@ def test_a_module_that_names_none_of_the_keys_gets_the_mapping():
 
 
 MAPS, CLASSES_OF_PIXELS = torch.zeros(2, 5, 4, 6), torch.zeros(2, 4, 6, dtype=torch.long)
+
+
+def llama():
+    import transformers
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = transformers.LlamaConfig(vocab_size=40, num_attention_heads=2, **sizes)
+    return transformers.LlamaForCausalLM(config)
+
+
+def test_a_hugging_face_model_gets_no_cache_and_the_keys_that_it_knows():
+    """Its forward takes ``**kwargs``, and hands them on."""
+    model, seen = llama(), {}
+    model.model.register_forward_hook(
+        lambda m, args, kwargs, out: seen.update(kwargs, cache=out.past_key_values),
+        with_kwargs=True,
+    )
+    ids = torch.ones(1, 4, dtype=torch.long)
+    batch = {"input_ids": ids, "labels": ids, "row": torch.tensor(7), "max_length_q": 4}
+    with torch.no_grad():
+        answer = call_model(model, batch).logits
+        assert torch.equal(answer, model(input_ids=ids, use_cache=False).logits)
+        call_model(model, batch)
+    assert seen["cache"] is None
+    assert seen["use_cache"] is False
+    assert "row" not in seen
+    assert seen["max_length_q"] == 4  # written down by transformers, as for attention
+
+
+def test_a_model_with_adapters_gets_what_its_base_knows():
+    class Adapted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base = llama()
+
+        def get_base_model(self):
+            return self.base
+
+        def forward(self, *args, **kwargs):
+            self.seen = kwargs
+            return self.base(*args, **kwargs)
+
+    model, ids = Adapted(), torch.ones(1, 4, dtype=torch.long)
+    call_model(model, {"input_ids": ids, "row": torch.tensor(7)})
+    assert model.seen.keys() == {"input_ids", "use_cache"}

@@ -1,0 +1,113 @@
+"""Teachers that change their input in place change nothing for anybody else."""
+
+import pytest
+import torch
+from composer.algorithms import SAM
+from integration.harness import Classifier, assert_same, fit, loader, logged, mlp
+from torch import nn
+
+from composer_distill import Distillation, KLDivergence, Teacher
+
+# Composer's own, at each SAM
+pytestmark = pytest.mark.filterwarnings("ignore:SAM has known issues")
+
+
+class Normalised(nn.Module):
+    def __init__(self, *, in_place):
+        super().__init__()
+        self.net, self.in_place = mlp(1), in_place
+
+    def forward(self, x):
+        return self.net(x.sub_(0.5).div_(0.25) if self.in_place else (x - 0.5) / 0.25)
+
+
+class Rectified(nn.Module):
+    def __init__(self, *, in_place):
+        super().__init__()
+        self.net = nn.Sequential(nn.ReLU(inplace=in_place), *mlp(1))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class Whole(nn.Module):
+    """A student that keeps its input for the backward, as any first linear layer does."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp(0)
+
+    def forward(self, x):
+        return self.net(x)
+
+
+ALGORITHMS = {
+    "two teachers": lambda teacher: [Distillation([teacher, mlp(2)], KLDivergence(2.0))],
+    "behind SAM": lambda teacher: [
+        SAM(rho=0.05, interval=1),
+        Distillation(teacher, KLDivergence(2.0)),
+    ],
+    "in pieces": lambda teacher: [
+        Distillation(Teacher(teacher, microbatch_size=3), KLDivergence(2.0))
+    ],
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("kind", [Normalised, Rectified])
+def test_the_run_is_bitwise_that_of_a_teacher_that_only_reads(name, kind):
+    made = [
+        fit(
+            Classifier(Whole()),
+            ALGORITHMS[name](kind(in_place=in_place)),
+            train_dataloader=loader(),
+            max_duration="2ep",
+            device_train_microbatch_size=5,
+        )
+        for in_place in (True, False)
+    ]
+    assert_same(made[0].state.model, made[1].state.model)
+    assert logged(made[0], "loss/train/kd") == logged(made[1], "loss/train/kd")
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_only_a_teacher_that_writes_costs_copies(reads):
+    seen, student_saw = [], []
+    teacher, student = Normalised(in_place=not reads), Whole()
+    teacher.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].data_ptr()))
+    student.register_forward_pre_hook(lambda m, inputs: student_saw.append(inputs[0].data_ptr()))
+    fit(Classifier(student), Distillation(teacher, KLDivergence()), train_dataloader=loader(40))
+    assert len(seen) == 4
+    shared = [ours == theirs for ours, theirs in zip(student_saw, seen, strict=True)]
+    assert shared == [False, *[reads] * 3]
+
+
+class Projected(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.project = nn.Linear(4, 4, dtype=torch.float64)
+
+    def forward(self, student, teacher):
+        return (self.project(student) - teacher).square().mean()
+
+
+def test_weights_of_the_loss_that_nothing_trains_are_told_of_once(caplog):
+    said = "kd_loss_fn (Projected) has 2 weights that no optimizer trains (project.weight, "
+    fit(Classifier(mlp(0)), Distillation(mlp(1), Projected()), train_dataloader=loader())
+    assert caplog.text.count(said) == 1
+    assert "add its parameters to the optimizer" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["in the optimizer", "frozen"])
+def test_weights_of_the_loss_that_are_trained_or_frozen_are_in_order(caplog, how):
+    student, loss = Classifier(mlp(0)), Projected()
+    trained = [*student.parameters()]
+    if how == "frozen":
+        loss.requires_grad_(False)
+    else:
+        trained += loss.parameters()
+    before = loss.project.weight.clone()
+    optimizer = torch.optim.SGD(trained, lr=0.1)
+    fit(student, Distillation(mlp(1), loss), train_dataloader=loader(), optimizers=optimizer)
+    assert "that no optimizer trains" not in caplog.text
+    assert torch.equal(before, loss.project.weight) == (how == "frozen")
