@@ -4,6 +4,7 @@ from composer_distill.distillation import Distillation
 from composer_distill.losses import KLDivergence
 from composer_distill.students import layer_importance, student_from_teacher
 from composer_distill.teachers import Teacher
+from composer_distill.terms.label_maps import reorder_labels
 from composer_distill.terms.positions import all_positions, attended_positions, loss_positions
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "attended_positions",
     "layer_importance",
     "loss_positions",
+    "reorder_labels",
     "student_from_teacher",
 ]
 __version__ = "0.1.0"

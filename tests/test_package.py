@@ -57,6 +57,7 @@ all_positions(batch, outputs=None)
 attended_positions(batch, outputs=None)
 layer_importance(model, batches, *, stack=None)
 loss_positions(batch, outputs=None, *, shift=True)
+reorder_labels(teacher_config, student_config, *, dim=-1)
 student_from_teacher(model, layers, *, n_layers=None, batches=None, stacks=None)
 """,
     "composer_distill.losses": """

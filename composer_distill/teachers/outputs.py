@@ -7,8 +7,10 @@ tensors. An output is a tensor, a mapping or object with ``logits``, or a tuple.
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from composer_distill.teachers.decoders import decoder_inputs
@@ -55,15 +57,17 @@ def extract_logits(output: Any, owner: str) -> Tensor:
     """Take the logits out of a model's output.
 
     Args:
-        output: A tensor; a mapping or object with ``logits``; a mapping with a single tensor; a
-            tuple or list, whose first tensor that is no scalar counts (a loss may come before it).
+        output: A tensor; a mapping or object with ``logits``, or with ``start_logits`` and
+            ``end_logits``, whose positions are the classes; a mapping with a single tensor; a tuple
+            or list, whose first tensor that is no scalar counts (a loss may come before it).
         owner: Whose output it is, for errors.
 
     Returns:
-        The logits, a floating-point tensor.
+        The logits, a floating-point tensor: both heads of a span stacked, ``(B, 2, T)``.
 
     Raises:
-        TypeError: If there are no logits to be found, or they are not floating-point.
+        TypeError: If there are no logits to be found, several tensors may be them, or they are not
+            floating-point.
 
     Example:
         >>> import torch
@@ -72,11 +76,7 @@ def extract_logits(output: Any, owner: str) -> Tensor:
     """
     logits = _find_logits(output)
     if logits is None:
-        raise TypeError(
-            f"{owner}: its output must be a tensor, or hold one as 'logits', got "
-            f"{_describe(output)}. Name the tensor with Teacher(..., output_fn=...) or, for the "
-            "student, Distillation(..., student_output_fn=...)."
-        )
+        raise TypeError(f"{owner}: {_no_logits(output)}")
     if not logits.is_floating_point():
         raise TypeError(
             f"{owner}: its logits must be floating-point, got {logits.dtype}. "
@@ -88,16 +88,47 @@ def extract_logits(output: Any, owner: str) -> Tensor:
 def _find_logits(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
         return output
-    if isinstance(output, Mapping):
-        if isinstance(output.get("logits"), Tensor):
-            return output["logits"]
-        tensors = [value for value in output.values() if isinstance(value, Tensor)]
-        return tensors[0] if len(tensors) == 1 else None
-    if isinstance(getattr(output, "logits", None), Tensor):
-        return output.logits
     if isinstance(output, Sequence) and not isinstance(output, str):
-        return next((x for x in output if isinstance(x, Tensor) and x.ndim > 0), None)
-    return None
+        tensors = list(_tensors_of(output).values())
+        alike = len(tensors) > 1 and tensors[0].shape == tensors[1].shape  # such as two heads
+        return None if alike or not tensors else tensors[0]
+    read = output.get if isinstance(output, Mapping) else partial(getattr, output)
+    logits, start, end = (read(n, None) for n in ("logits", "start_logits", "end_logits"))
+    if isinstance(logits, Tensor):
+        return logits
+    if isinstance(start, Tensor) and isinstance(end, Tensor) and start.shape == end.shape:
+        return torch.stack((start, end), dim=1)
+    tensors = list(_tensors_of(output).values()) if isinstance(output, Mapping) else []
+    return tensors[0] if len(tensors) == 1 else None
+
+
+def _tensors_of(output: Any) -> dict[str, Tensor]:
+    """Return what may be logits of an output by how it is named: its tensors but for scalars."""
+    if isinstance(output, Mapping):
+        named = {repr(name): value for name, value in output.items()}
+    else:
+        named = {str(i): value for i, value in enumerate(output)}
+    return {name: x for name, x in named.items() if isinstance(x, Tensor) and x.ndim > 0}
+
+
+def _no_logits(output: Any) -> str:
+    """Return what is wrong with an output that holds no logits, or too many, and what to do."""
+    remedy = (
+        "in Distillation(Teacher(teacher, output_fn=choose), ..., student_output_fn=choose) choose "
+        "them for student and teacher alike"
+    )
+    is_collection = isinstance(output, (Mapping, Sequence)) and not isinstance(output, str)
+    found = _tensors_of(output) if is_collection else {}
+    if len(found) < 2:
+        return (
+            f"its output must be a tensor, or hold one as 'logits', got {_describe(output)}. With "
+            f"choose = lambda output: ..., which returns a tensor, {remedy}."
+        )
+    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in found.items())
+    return (
+        f"its output ({type(output).__name__}) holds several tensors, of which none is called "
+        f"'logits': {shapes}. With choose = lambda output: output[{next(iter(found))}], {remedy}."
+    )
 
 
 def _language_inputs(

@@ -105,10 +105,17 @@ def check_shapes(student: Tensor, teacher: Tensor, owner: str, remedy: str | Non
         remedy: What to do where only the class axes differ, in place of the usual advice.
 
     Raises:
-        ValueError: If the shapes differ; torch's losses would broadcast them in silence.
+        ValueError: If the shapes differ; torch's losses would broadcast them in silence. Where the
+            student has no class axis and the teacher has one, it is the student that is named.
     """
     if student.shape == teacher.shape:
         return
+    if student.ndim < 2 <= teacher.ndim:
+        raise ValueError(
+            f"the student: its output has shape {tuple(student.shape)}, no class axis, where "
+            f"the logits of {owner} have {tuple(teacher.shape)}.\nReturn the student's logits, or "
+            "take them out of its output with Distillation(..., student_output_fn=...)."
+        )
     message = (
         f"{owner}: its logits have shape {tuple(teacher.shape)} where the student's have "
         f"{tuple(student.shape)}.\n"
@@ -125,6 +132,17 @@ def check_shapes(student: Tensor, teacher: Tensor, owner: str, remedy: str | Non
             "or its outputs with Teacher(..., output_fn=...)."
         )
     raise ValueError(message)
+
+
+def compares_classes(kd_loss_fn: Any) -> bool:
+    """Return whether a loss says that its logits are of classes that exclude each other.
+
+    Args:
+        kd_loss_fn: The loss. Only one of ours says so: any other may compare numbers.
+    """
+    if not isinstance(kd_loss_fn, DistillationLoss):
+        return False
+    return any(getattr(part, "softmax", False) for part in kd_loss_fn.modules())
 
 
 def selects_positions(kd_loss_fn: Any, axis: int, ndim: int) -> bool:

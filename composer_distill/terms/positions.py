@@ -153,7 +153,9 @@ def unread_mask(batch: Any, logits: Tensor, task: Task) -> Tensor | None:
     """
     if logits.ndim != 3 or default_positions(batch, logits, task) is not None:
         return None
-    return _attended(batch, task)
+    mask = _attended(batch, task)
+    classes = None if mask is None else mask.shape == (len(logits), logits.shape[2])
+    return None if classes else mask  # where a span is looked for, positions are the classes
 
 
 def _attended(batch: Any, task: Task) -> Tensor | None:

@@ -11,6 +11,7 @@ from composer_distill.teachers import Teacher
 from composer_distill.teachers.microbatch import Microbatch, select_positions
 from composer_distill.teachers.outputs import extract_logits
 from composer_distill.terms.comparison import check_shapes
+from composer_distill.terms.label_maps import check_label_maps
 from composer_distill.terms.own_loss import own_loss, predicts_next
 from composer_distill.terms.positions import (
     MaskFn,
@@ -56,7 +57,7 @@ class StudentReader:
         self._looks = 0
 
     def prepare(self, state: State, teachers: Sequence[Teacher], labels: Sequence[str]) -> None:
-        """Read the student's task, and compare its tokenizer with the teachers', at INIT.
+        """Read the student's task, and compare its words and classes with the teachers', at INIT.
 
         Args:
             state: The Trainer's state.
@@ -64,7 +65,8 @@ class StudentReader:
             labels: What errors call each of them.
 
         Raises:
-            ValueError: If a teacher's tokenizer is another one.
+            ValueError: If a teacher's tokenizer is another one, or its classes stand in another
+                order.
         """
         self.task = task_of(state.model)
         self._tries = self._looks = 0
@@ -72,6 +74,8 @@ class StudentReader:
         for teacher, label in zip(teachers, labels, strict=True):
             other = tokenizer_of(teacher.model)
             reads_alike = teacher.input_fn is None and teacher.output_fn is None
+            if teacher.output_fn is None and self._output_fn is None:
+                check_label_maps(state.model, teacher.model, label)
             if tokenizer is not None and other is not None and reads_alike:
                 check_same_tokenizer(tokenizer, other, label, self.vocab_size)
                 self._tokens = len(tokenizer)

@@ -235,3 +235,22 @@ def test_padding_that_nothing_reads_is_said_once(padded, caplog):
     if padded:
         assert "(2, 12) where the student's logits have (2, 6, 5)" in told[0]
         assert "mask_fn" in told[0]
+
+
+def test_both_heads_of_a_span_are_averaged():
+    def bert(width):
+        return transformers.BertForQuestionAnswering(
+            transformers.BertConfig(
+                vocab_size=VOCAB, num_hidden_layers=1, hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0, **SIZES | {"hidden_size": width},
+            )
+        )  # fmt: skip
+
+    batch = {key: batch_of(xlm)[key] for key in ("input_ids", "attention_mask")}
+    batch["attention_mask"][1, 6:] = 0
+    span = {"start_positions": torch.tensor([1, 2, 0, 3]), "end_positions": torch.tensor([1] * 4)}
+    with torch.no_grad():
+        ours, theirs = (seeded(bert, *made).eval()(**batch) for made in ((8, 1), (16, 2)))
+    terms = [kl_by_hand(ours[n], theirs[n]).item() for n in ("start_logits", "end_logits")]
+    value = logged(run(bert, {**batch, **span}), "loss/train/kd")
+    assert value == [pytest.approx(sum(terms) / 2, rel=1e-6)]

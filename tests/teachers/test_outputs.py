@@ -22,6 +22,7 @@ LOGITS = torch.zeros(2, 3)
         OrderedDict(loss=torch.tensor(1.0), logits=LOGITS),
         UserDict(logits=LOGITS, loss=torch.tensor(1.0)),
         {"out": LOGITS},
+        {"out": LOGITS, "loss": torch.tensor(1.0)},
         SimpleNamespace(logits=LOGITS),
         (LOGITS, torch.ones(1)),
         (torch.tensor(1.0), LOGITS, None),
@@ -35,7 +36,8 @@ def test_finds_the_logits(output):
 @pytest.mark.parametrize(
     ("output", "came"),
     [
-        ({"a": LOGITS, "b": LOGITS}, r"dict with the keys \['a', 'b'\]"),
+        ({"a": torch.tensor(1.0), "b": torch.tensor(2.0)}, r"dict with the keys \['a', 'b'\]"),
+        ({}, "dict with the keys"),
         (None, "NoneType"),
         ("logits", "str"),
         ((torch.tensor(1.0),), "tuple"),
@@ -44,6 +46,41 @@ def test_finds_the_logits(output):
 def test_names_the_owner_where_there_are_no_logits(output, came):
     with pytest.raises(TypeError, match=f"teacher 1 .x.: its output must be a tensor.*{came}"):
         extract_logits(output, "teacher 1 (x)")
+
+
+@pytest.mark.parametrize(
+    ("output", "listed", "choice"),
+    [
+        (
+            {"logits_per_image": LOGITS, "logits_per_text": LOGITS.T, "loss": torch.tensor(1.0)},
+            r"\(dict\) .*'logits_per_image' \(2, 3\), 'logits_per_text' \(3, 2\)\. ",
+            "output['logits_per_image']",
+        ),
+        ((LOGITS, LOGITS + 1), r"\(tuple\) .*0 \(2, 3\), 1 \(2, 3\)\. ", "output[0]"),
+        (
+            (torch.tensor(1.0), LOGITS, LOGITS),
+            r"\(tuple\) .*1 \(2, 3\), 2 \(2, 3\)\. ",
+            "output[1]",
+        ),
+    ],
+    ids=["CLIP", "two heads", "two heads behind a loss"],
+)
+def test_several_tensors_are_named_with_the_line_that_chooses(output, listed, choice):
+    with pytest.raises(TypeError, match=listed) as error:
+        extract_logits(output, "the student")
+    line = f"With choose = lambda output: {choice}, in Distillation(Teacher(teacher, "
+    assert line in str(error.value)
+    assert "output_fn=choose), ..., student_output_fn=choose)" in str(error.value)
+    assert extract_logits(eval(f"lambda output: {choice}")(output), "the student") is not None
+
+
+@pytest.mark.parametrize("kind", [dict, SimpleNamespace], ids=["mapping", "object"])
+def test_both_ends_of_a_span_are_two_rows_of_positions(kind):
+    start, end = torch.rand(4, 7), torch.rand(4, 7)
+    logits = extract_logits(kind(start_logits=start, end_logits=end), "the student")
+    assert logits.shape == (4, 2, 7)
+    assert torch.equal(logits[:, 0], start)
+    assert torch.equal(logits[:, 1], end)
 
 
 def test_class_indices_are_no_logits():

@@ -29,6 +29,13 @@ def test_other_positions_are_refused_though_torch_would_broadcast(shape):
         check_shapes(torch.zeros(8, 10), torch.zeros(shape), "teacher 0 (x)")
 
 
+def test_a_student_without_a_class_axis_is_named_itself():
+    with pytest.raises(ValueError, match=r"^the student: its output has shape \(8,\)") as error:
+        check_shapes(torch.zeros(8), torch.zeros(8, 10), "teacher 0 (x)")
+    assert "teacher 0 (x) have (8, 10)" in str(error.value)
+    assert "student_output_fn" in str(error.value)
+
+
 def test_classes_on_axis_1_and_a_loss_over_the_last_are_refused():
     with pytest.raises(ValueError, match=r"lie on axis 1. Pass the loss with dim=1"):
         check_class_axis((X, CLASSES_OF_PIXELS), MAPS, -1)

@@ -1,0 +1,108 @@
+"""Whether student and teacher call their classes alike, and the way from one order to the other."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from composer_distill.teachers.outputs import extract_logits
+
+
+def reorder_labels(
+    teacher_config: Any, student_config: Any, *, dim: int = -1
+) -> Callable[[Any], Tensor]:
+    """Return the ``output_fn`` of a teacher whose classes stand in another order.
+
+    Classes are matched by their names in ``id2label``, upper and lower case alike. Classes that the
+    teacher has beside the student's are left out.
+
+    Args:
+        teacher_config: The teacher's configuration, of transformers' kind.
+        student_config: The student's.
+        dim: The class axis of the teacher's logits.
+
+    Returns:
+        A function from the teacher's output to its logits over the student's classes.
+
+    Raises:
+        ValueError: If a configuration gives its classes no names, or the teacher lacks one.
+
+    Example:
+        >>> import torch
+        >>> from types import SimpleNamespace
+        >>> teacher = SimpleNamespace(id2label={0: "contradiction", 1: "entailment"})
+        >>> student = SimpleNamespace(id2label={0: "Entailment", 1: "Contradiction"})
+        >>> reorder_labels(teacher, student)(torch.tensor([[1.0, 2.0]]))
+        tensor([[2., 1.]])
+    """
+    wanted, given = class_names(student_config), class_names(teacher_config)
+    if wanted is None or given is None:
+        owner = "student_config" if wanted is None else "teacher_config"
+        raise ValueError(
+            f"{owner} must name each class once in id2label, got "
+            f"{getattr(student_config if wanted is None else teacher_config, 'id2label', None)}. "
+            "Set id2label, or write an output_fn that picks the teacher's classes by number."
+        )
+    places = {name.casefold(): index for index, name in enumerate(given)}
+    missing = [name for name in wanted if name.casefold() not in places]
+    if missing:
+        raise ValueError(
+            f"teacher_config must name all of the student's classes, but lacks {missing}: it has "
+            f"{given}. Use a teacher that was trained on them, or rename its id2label."
+        )
+    order = [places[name.casefold()] for name in wanted]
+
+    def reordered(output: Any) -> Tensor:
+        logits = extract_logits(output, "the teacher")
+        return logits.index_select(dim, logits.new_tensor(order).long())
+
+    return reordered
+
+
+def check_label_maps(student: nn.Module, teacher: nn.Module, owner: str) -> None:
+    """Refuse a teacher that has the student's classes in another order.
+
+    Args:
+        student: The student.
+        teacher: The teacher's model.
+        owner: Which teacher it is, for errors.
+
+    Raises:
+        ValueError: If both name the same classes, and one of them stands elsewhere.
+    """
+    ours, theirs = (class_names(_config_of(model)) for model in (student, teacher))
+    if ours is None or theirs is None:
+        return
+    folded, other = ([name.casefold() for name in names] for names in (ours, theirs))
+    if folded == other or sorted(folded) != sorted(other):
+        return
+    raise ValueError(
+        f"{owner}: its classes stand in another order: {theirs} where the student's are {ours}.\n"
+        "Map them with Teacher(..., output_fn=composer_distill.reorder_labels(teacher.config, "
+        "student.config)), or mend the id2label that is wrong."
+    )
+
+
+def class_names(config: Any) -> list[str] | None:
+    """Return the names of a configuration's classes in order; None where they tell nothing.
+
+    Args:
+        config: A configuration with ``id2label``, or anything else.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> class_names(SimpleNamespace(id2label={0: "LABEL_0", 1: "LABEL_1"})) is None
+        True
+    """
+    found = getattr(config, "id2label", None)
+    if not isinstance(found, dict) or set(found) != set(range(len(found))):
+        return None
+    names = [str(found[index]) for index in range(len(found))]
+    by_default = all(name == f"LABEL_{index}" for index, name in enumerate(names))
+    unique = len({name.casefold() for name in names}) == len(names)
+    return None if by_default or not unique else names
+
+
+def _config_of(model: nn.Module) -> Any:
+    """Return the configuration of the outermost module that has one."""
+    return next((m.config for m in model.modules() if hasattr(m, "config")), None)
