@@ -66,6 +66,7 @@ AlphaBetaDivergence(alpha=0.2, beta=0.7, temperature=1.0, dim=-1, reduction='mea
 AttentionKL()
 AttentionMSE()
 AttentionTransfer(p=2.0, dim=1)
+BernoulliKL(temperature=1.0, dim=-1, reduction='mean')
 CKA()
 CosineEmbedding(dim=-1, reduction='mean')
 DIST(beta=1.0, gamma=1.0, temperature=1.0, dim=-1, reduction='mean')
@@ -102,6 +103,7 @@ alpha_beta_divergence(student, teacher, mask=None, *, alpha=0.2, beta=0.7, tempe
 attention_kl(student, teacher, mask=None)
 attention_mse(student, teacher, mask=None)
 attention_transfer(student, teacher, mask=None, *, p=2.0, dim=1)
+bernoulli_kl(student, teacher, mask=None, *, temperature=1.0, dim=-1, reduction='mean')
 cka(student, teacher, mask=None)
 cosine_embedding(student, teacher, mask=None, *, dim=-1, reduction='mean')
 decoupled_kd(student, teacher, mask=None, labels=None, *, alpha=1.0, beta=8.0, temperature=4.0,
