@@ -15,6 +15,7 @@ from composer_distill.teachers.roster import labels_of, to_teachers
 from composer_distill.teachers.sharding import Sharding
 from composer_distill.telemetry.observer import Observer
 from composer_distill.terms.fused import FusedTerm
+from composer_distill.terms.judging import TeacherJudge, check_unjudged
 from composer_distill.terms.logits import LogitsTerm
 from composer_distill.terms.panel import TeacherPanel
 from composer_distill.terms.positions import MaskFn, check_mask_fn
@@ -74,7 +75,8 @@ class Distillation(Algorithm):
             that carry the task's loss for causal and vision-language models and encoder-decoders,
             the attended ones for masked LMs and classification per token, all elsewhere. Which
             label a position predicts, the student's own loss tells. ``kd_loss_fn`` and all that is
-            logged see the kept positions alone, as rows ``(K, C)``.
+            logged see the kept positions alone, as rows ``(K, C)``. ``teacher_correct`` and
+            ``teacher_confident(0.5)`` leave those out where the teacher is wrong, or unsure.
         vocab_size: How many of the classes are real, for models that pad their vocabularies: both
             logits are cut to these before any softmax. None: all.
         on_nonfinite: What a teacher's NaN or infinity does: ``'raise'`` stops the run before the
@@ -126,7 +128,7 @@ class Distillation(Algorithm):
         combine: Literal["logits", "probabilities"] = "logits",
         seed: int = 0,
         student_output_fn: Callable[[Any], Any] | None = None,
-        mask_fn: MaskFn | None = None,
+        mask_fn: MaskFn | TeacherJudge | None = None,
         vocab_size: int | None = None,
         on_nonfinite: Literal["raise", "skip"] = "raise",
         eval_teachers: bool = False,
@@ -149,7 +151,8 @@ class Distillation(Algorithm):
         self.combine = combine
         self.seed = check_seed(seed)
         self.student_output_fn = student_output_fn
-        self.mask_fn = check_mask_fn(mask_fn)
+        judges = isinstance(mask_fn, TeacherJudge)
+        self.mask_fn = mask_fn if judges else check_mask_fn(mask_fn)
         self.vocab_size = check_vocab_size(vocab_size)
         self.on_nonfinite = on_nonfinite
         self.eval_teachers = eval_teachers
@@ -163,12 +166,15 @@ class Distillation(Algorithm):
     def _answering(self) -> EventHandlers:
         """Return what answers the events."""
         panel = TeacherPanel(self.teachers, self.n_teachers_to_sample, self.seed, self.combine)
-        reader = StudentReader(self.student_output_fn, self.mask_fn, self.vocab_size)
+        judge = self.mask_fn if isinstance(self.mask_fn, TeacherJudge) else None
+        mask_fn = None if isinstance(self.mask_fn, TeacherJudge) else self.mask_fn
+        reader = StudentReader(self.student_output_fn, mask_fn, self.vocab_size)
         loss, weight, on_nonfinite = self.kd_loss_fn, self._kd_weight, self.on_nonfinite
         fused = loss if isinstance(loss, FusedLinearKL) else None
         observer = Observer(panel.labels) if self.telemetry and fused is None else None
-        logits = LogitsTerm(panel, reader, loss, weight, observer, on_nonfinite)
+        logits = LogitsTerm(panel, reader, loss, weight, observer, on_nonfinite, judge)
         if fused is not None:
+            check_unjudged(judge)
             term: Term = FusedTerm(panel, reader, fused, weight, on_nonfinite)
         else:
             term = logits

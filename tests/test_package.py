@@ -55,10 +55,13 @@ Teacher.from_pretrained(folder_or_name, **options)
 Teacher.from_composer_checkpoint(path, **options)
 all_positions(batch, outputs=None)
 attended_positions(batch, outputs=None)
+copy_matching(student, teacher)
 layer_importance(model, batches, *, stack=None)
 loss_positions(batch, outputs=None, *, shift=True)
 reorder_labels(teacher_config, student_config, *, dim=-1)
 student_from_teacher(model, layers, *, n_layers=None, batches=None, stacks=None)
+teacher_confident(probability)
+teacher_correct(target, labels=None, axis=-1)
 """,
     "composer_distill.losses": """
 AdaptiveKLDivergence(mu=0.5, temperature=1.0, dim=-1, reduction='mean')

@@ -19,6 +19,7 @@ from composer_distill.terms.comparison import (
     selects_positions,
 )
 from composer_distill.terms.guard import FiniteGuard
+from composer_distill.terms.judging import TeacherJudge
 from composer_distill.terms.panel import TeacherPanel
 from composer_distill.terms.protocol import Measured
 from composer_distill.terms.student import StudentReader
@@ -37,6 +38,7 @@ class LogitsTerm:
         weight: The term's weight, from the Trainer's state.
         observer: Gathers telemetry; None for none.
         on_nonfinite: As in ``Distillation``.
+        judge: Which answers are good enough to learn from; None for all.
     """
 
     weight_name = "distillation/kd_loss_weight"
@@ -50,12 +52,14 @@ class LogitsTerm:
         weight: Callable[[State], float],
         observer: Observer | None,
         on_nonfinite: str,
+        judge: TeacherJudge | None = None,
     ) -> None:
         self.panel = panel
         self.reader = reader
         self.kd_loss_fn = kd_loss_fn
         self.weight = weight
         self.observer = observer
+        self.judge = judge
         self.guard = FiniteGuard(_REMEDY)
         self._multi_hot = MultiHotWatch(kd_loss_fn)
         self._skips = on_nonfinite == "skip"
@@ -110,6 +114,7 @@ class LogitsTerm:
         """
         loss, axis, logits = self.kd_loss_fn, self.class_axis, self.reader.logits(outputs)
         needs_labels = getattr(loss, "needs_labels", False)
+        with_labels |= self.judge is not None and self.judge.needs_labels
         if own_loss is not None:
             self.reader.ask_own_loss(own_loss, view, outputs, logits)
             self._multi_hot.look(view, logits, axis)
@@ -145,9 +150,7 @@ class LogitsTerm:
         if finite is not None:
             values = {name: torch.where(finite, value, 0.0) for name, value in values.items()}
             target = torch.where(finite, target, microbatch.compared.logits.detach())
-        loss, parts = self._distance(microbatch.compared, target)
-        if microbatch.empty:
-            loss = microbatch.zero()
+        loss, parts = self._judged_distance(microbatch, target, values)
         if finite is not None:
             loss = loss * finite
         _check_gradient_path(loss)
@@ -159,6 +162,21 @@ class LogitsTerm:
         if microbatch.empty:
             values = {name: torch.zeros_like(value) for name, value in values.items()}
         return Measured(loss, values, microbatch.count)
+
+    def _judged_distance(
+        self, microbatch: Microbatch, target: Tensor, values: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and its parts; where answers are judged, of the good ones alone."""
+        share: Tensor | float = 1.0
+        if self.judge is not None:
+            microbatch, target, share = self.judge.judge(microbatch, target)
+            values["distillation/judged_good"] = microbatch.logits.new_zeros(()) + share
+        loss, parts = self._distance(microbatch.compared, target)
+        if microbatch.empty:
+            loss = microbatch.zero()
+        if self.judge is None:
+            return loss, parts
+        return loss * share, {name: part * share for name, part in parts.items()}
 
     def target(
         self,

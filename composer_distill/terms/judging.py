@@ -1,0 +1,131 @@
+"""Positions that count only where the teacher's answer is good: judged once it has answered."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from composer_distill.teachers.microbatch import Microbatch
+
+_Good = Callable[[Tensor, Tensor | None, int], Tensor]
+
+
+@dataclass(frozen=True)
+class TeacherJudge:
+    """Says at which positions a teacher's answer is good enough to learn from.
+
+    As ``Distillation(mask_fn=...)``. A position where it is not counts as one where the student
+    already agrees: it adds 0 to the mean over all positions that count. So the loss is the same
+    for every microbatch size, and it falls with the share of positions that are left out, which is
+    logged as ``distillation/judged_good``. Several teachers are judged by their combined target.
+
+    Args:
+        name: What it is called.
+        good: From a target's logits, the labels and the class axis to one value a position.
+        needs_labels: Whether it reads labels.
+    """
+
+    name: str
+    good: _Good
+    needs_labels: bool = False
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def __call__(self, target: Tensor, labels: Tensor | None = None, axis: int = -1) -> Tensor:
+        """Return True where the answer is good: a position each, of logits with a class axis."""
+        return self.good(target, labels, axis)
+
+    def judge(
+        self, microbatch: Microbatch, target: Tensor
+    ) -> tuple[Microbatch, Tensor, Tensor | float]:
+        """Return the microbatch and its target where the teacher is good, and the share of those.
+
+        Args:
+            microbatch: What the student saw and answered.
+            target: The teachers' target, in the shape of ``microbatch.compared``.
+
+        Shape:
+            - target: ``(K, C)``, or that of the student's logits.
+
+        Raises:
+            ValueError: If labels are needed and the batch has none that fit.
+        """
+        if microbatch.empty:
+            return microbatch, target, 0.0
+        compared = microbatch.compared
+        if self.needs_labels and compared.labels is None:
+            raise ValueError(
+                f"mask_fn={self.name} needs one class index for each position, but the batch holds "
+                "none: they are its second element or its 'labels'. Use teacher_confident."
+            )
+        good = self(target, compared.labels, compared.axis)
+        if microbatch.selects and microbatch.mask is not None:
+            whole = _scattered(good, microbatch.mask)
+        else:
+            whole = good if compared.mask is None else good & compared.mask
+        judged = replace(microbatch, mask=whole)
+        share = whole.sum() / (good.numel() if compared.mask is None else compared.mask.sum())
+        if not microbatch.selects:
+            return judged, target, share
+        if judged.empty:
+            return judged, judged.kept.logits, share
+        flat = good.reshape(-1).nonzero().squeeze(1)
+        moved = target.movedim(compared.axis, -1).reshape(-1, target.shape[compared.axis])
+        return judged, moved.index_select(0, flat), share
+
+
+def _scattered(good: Tensor, mask: Tensor) -> Tensor:
+    """Return a mask over all positions from one over the kept ones."""
+    whole = torch.zeros_like(mask)
+    whole[mask] = good
+    return whole
+
+
+def _is_right(target: Tensor, labels: Tensor | None, axis: int) -> Tensor:
+    return target.argmax(axis) == labels
+
+
+teacher_correct = TeacherJudge("teacher_correct", _is_right, needs_labels=True)
+"""Positions at which the teacher puts the label first; those without a label do not count."""
+
+
+def teacher_confident(probability: float) -> TeacherJudge:
+    """Return the positions at which the teacher's likeliest class has more than a probability.
+
+    Args:
+        probability: In (0, 1), of the softmax at temperature 1.
+
+    Raises:
+        ValueError: If it is no number between 0 and 1.
+
+    Example:
+        >>> teacher_confident(0.5)
+        teacher_confident(0.5)
+    """
+    number = isinstance(probability, Real) and not isinstance(probability, bool)
+    if not number or not 0.0 < probability < 1.0:
+        raise ValueError(f"probability must lie between 0 and 1, got {probability!r}. Use 0.5.")
+    least = math.log(probability)
+
+    def is_sure(target: Tensor, labels: Tensor | None, axis: int) -> Tensor:
+        top = target.float().amax(axis) - target.float().logsumexp(axis)
+        return top > least
+
+    return TeacherJudge(f"teacher_confident({probability!r})", is_sure)
+
+
+def check_unjudged(judge: TeacherJudge | None) -> None:
+    """Refuse a judge of answers where no answer is ever whole.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    if judge is not None:
+        raise ValueError(
+            f"mask_fn={judge} judges a teacher's logits, which FusedLinearKL never has. "
+            "Use KLDivergence."
+        )
