@@ -58,7 +58,8 @@ def alpha_beta_divergence(
 
     See :class:`AlphaBetaDivergence`.
     """
-    formula = Formula(_terms, _rows, (_check("alpha", alpha), _check("beta", beta)))
+    arguments = (_check("alpha", alpha), _check("beta", beta))
+    formula = Formula(_terms, _rows, arguments, kernel="ALPHA_BETA")
     return divergence(formula, student, teacher, mask, temperature, dim, reduction)
 
 

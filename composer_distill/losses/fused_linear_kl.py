@@ -13,7 +13,7 @@ from composer_distill.losses.checks import (
     check_reduction,
     check_temperature,
 )
-from composer_distill.losses.kernel import chunked, refuse_second_derivative, scale_gradient
+from composer_distill.losses.kernel import measured, refuse_second_derivative, scale_gradient
 from composer_distill.losses.kl_divergence import FORWARD_KL, KLDivergence, kl_divergence
 from composer_distill.losses.precision import compute_dtype
 from composer_distill.losses.rows import as_rows
@@ -189,7 +189,7 @@ def _fused(
         rows = hidden[at]
         student = nn.functional.linear(rows, weight, bias).to(dtype)
         teacher = nn.functional.linear(teacher_hidden[at], teacher_weight, teacher_bias).to(dtype)
-        part = chunked(
+        part = measured(
             student, teacher, None, FORWARD_KL, temperature, factor, any(wanted), overwrite=True
         )
         total += part.total

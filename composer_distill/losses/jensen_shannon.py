@@ -42,7 +42,11 @@ def _rows(
 def _formula(beta: float, scaled: bool) -> Formula:
     beta, ends = _check(beta, scaled), {0.0: FORWARD_KL, 1.0: REVERSE_KL}
     scale = 1.0 / (beta * (1.0 - beta)) if scaled and beta not in ends else 1.0
-    return ends[beta] if beta in ends else Formula(_terms, _rows, (beta, scale))
+    return (
+        ends[beta]
+        if beta in ends
+        else Formula(_terms, _rows, (beta, scale), kernel="JENSEN_SHANNON")
+    )
 
 
 def _check(beta: float, scaled: bool) -> float:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from composer_distill.losses import fused_rows
 from composer_distill.losses.precision import can_be_read, compute_dtype, full_precision
 from composer_distill.losses.softened import Formula, soften, soften_chunk
 
@@ -48,12 +49,12 @@ def added_up(
     temperature: float,
     factor: float,
 ) -> Tensor:
-    """Return the total of :func:`chunked`, which has a gradient where the student wants one."""
+    """Return the total of :func:`measured`, which has a gradient where the student wants one."""
     if student.requires_grad and torch.is_grad_enabled():
         inputs = (student, teacher, index, formula, temperature, factor)
         return cast(Tensor, _WithGradient.apply(*inputs))
     with torch.no_grad():
-        return chunked(student, teacher, index, formula, temperature, factor, False).total
+        return measured(student, teacher, index, formula, temperature, factor, False).total
 
 
 class _WithGradient(torch.autograd.Function):
@@ -69,7 +70,7 @@ class _WithGradient(torch.autograd.Function):
         temperature: float,
         factor: float,
     ) -> Tensor:
-        found = chunked(student, teacher, index, formula, temperature, factor, True)
+        found = measured(student, teacher, index, formula, temperature, factor, True)
         ctx.save_for_backward(found.gradient, found.scale, index)
         ctx.shape = student.shape
         return found.total
@@ -131,6 +132,58 @@ def _chunks(rows: int, like: Tensor) -> list[tuple[int, int]]:
 def _entries(like: Tensor) -> int:
     """Return how many entries a chunk may have."""
     return _CPU_ENTRIES_PER_THREAD * torch.get_num_threads() if like.is_cpu else _GPU_ENTRIES
+
+
+def measured(
+    student: Tensor,
+    teacher: Tensor,
+    index: Tensor | None,
+    formula: Formula,
+    temperature: float,
+    factor: float,
+    wanted: bool,
+    *,
+    overwrite: bool = False,
+) -> Chunked:
+    """Return what :func:`chunked` does: by one Triton kernel where there is one and it agrees."""
+    inputs = (student, teacher, index, formula, temperature, factor, wanted)
+    if not fused_rows.can_run(formula, student, teacher):
+        return chunked(*inputs, overwrite=overwrite)
+    if not fused_rows.agrees(chunked, formula, student, teacher):
+        return chunked(*inputs, overwrite=overwrite)
+    found = fused_rows.run(
+        *(formula, student, teacher, index, temperature, factor / temperature),
+        wanted=wanted,
+        tells=temperature == 1.0 and index is None,
+        overwrite=overwrite,
+    )
+    if not overwrite:
+        fused_rows.keep(student, teacher, found)
+    return Chunked(found.values.sum() * factor, found.gradient, found.scale)
+
+
+def told(formula: Formula, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return what telemetry tells of rows of logits, where the kernel runs; elsewhere None.
+
+    Behind a loss at temperature 1 that was computed of these very rows it is there already.
+
+    Args:
+        formula: The forward KL.
+        student: The student's logits, ``(N, C)``.
+        teacher: The teacher's logits, ``(N, C)``.
+
+    Returns:
+        The forward KL at temperature 1 and the entropies of student and teacher, ``(3, N)`` in
+        nats, and the class that each puts first, ``(2, N)``.
+    """
+    if not fused_rows.can_run(formula, student, teacher):
+        return None
+    known = fused_rows.told(student, teacher)
+    if known is None and fused_rows.agrees(chunked, formula, student, teacher):
+        found = fused_rows.run(formula, student, teacher, None, 1.0, tells=True)
+        fused_rows.keep(student, teacher, found)
+        known = fused_rows.told(student, teacher)
+    return known
 
 
 def chunked(

@@ -27,7 +27,7 @@ def _rows(student: Softened, teacher: Softened, wanted: bool) -> tuple[Tensor, T
     return values + gradient.sum(-1), gradient if wanted else None
 
 
-FORWARD_KL = Formula(_terms, _rows)
+FORWARD_KL = Formula(_terms, _rows, kernel="FORWARD")
 
 
 def kl_divergence(

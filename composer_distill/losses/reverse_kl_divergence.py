@@ -27,7 +27,7 @@ def _rows(student: Softened, teacher: Softened, wanted: bool) -> tuple[Tensor, T
     return values + surplus(student, teacher), gradient
 
 
-REVERSE_KL = Formula(_terms, _rows)
+REVERSE_KL = Formula(_terms, _rows, kernel="REVERSE")
 
 
 def reverse_kl_divergence(

@@ -47,7 +47,8 @@ def reverse_skew_kl_divergence(
     reduction: str = "mean",
 ) -> Tensor:
     """Return ``T^2 KL(q || alpha q + (1 - alpha) p)``; see :class:`ReverseSkewKLDivergence`."""
-    formula = Formula(_terms, _rows, (check_share("alpha", alpha, remedy=_REMEDY),))
+    arguments = (check_share("alpha", alpha, remedy=_REMEDY),)
+    formula = Formula(_terms, _rows, arguments, kernel="REVERSE_SKEW")
     return divergence(formula, student, teacher, mask, temperature, dim, reduction)
 
 

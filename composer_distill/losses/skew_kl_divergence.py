@@ -48,7 +48,8 @@ def skew_kl_divergence(
     reduction: str = "mean",
 ) -> Tensor:
     """Return ``T^2 KL(p || alpha p + (1 - alpha) q)``; see :class:`SkewKLDivergence`."""
-    formula = Formula(_terms, _rows, (check_share("alpha", alpha, remedy=_REMEDY),))
+    arguments = (check_share("alpha", alpha, remedy=_REMEDY),)
+    formula = Formula(_terms, _rows, arguments, kernel="SKEW")
     return divergence(formula, student, teacher, mask, temperature, dim, reduction)
 
 

@@ -18,7 +18,7 @@ def _rows(student: Softened, teacher: Softened, wanted: bool) -> tuple[Tensor, T
     return values, student.probs.sub_(teacher.probs) if wanted else None
 
 
-SOFT_CROSS_ENTROPY = Formula(_terms, _rows)
+SOFT_CROSS_ENTROPY = Formula(_terms, _rows, kernel="SOFT_CROSS_ENTROPY")
 
 
 def soft_cross_entropy(

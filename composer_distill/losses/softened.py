@@ -51,6 +51,7 @@ class Formula(NamedTuple):
         squared: Whether the divergence is multiplied by the square of the temperature.
         independent: Whether each class is an outcome by itself, whose probability is a sigmoid,
             instead of one of several that exclude each other, as in a softmax.
+        kernel: Its name in :mod:`composer_distill.losses.triton_rows`; None where it has no kernel.
     """
 
     terms: Callable[..., Tensor]
@@ -58,6 +59,7 @@ class Formula(NamedTuple):
     arguments: tuple[float, ...] = ()
     squared: bool = True
     independent: bool = False
+    kernel: str | None = None
 
 
 def soften(logits: Tensor, temperature: float, *, independent: bool = False) -> Softened:

@@ -29,7 +29,7 @@ def total_variation(
     reduction: str = "mean",
 ) -> Tensor:
     """Return half the sum of ``|p - q|`` of student and teacher; see :class:`TotalVariation`."""
-    formula = Formula(_terms, _rows, squared=False)
+    formula = Formula(_terms, _rows, squared=False, kernel="TOTAL_VARIATION")
     return divergence(formula, student, teacher, mask, temperature, dim, reduction)
 
 

@@ -6,6 +6,8 @@ import math
 import torch
 from torch import Tensor
 
+from composer_distill.losses.kernel import told
+from composer_distill.losses.kl_divergence import FORWARD_KL
 from composer_distill.losses.precision import can_be_read
 from composer_distill.losses.rows import as_rows
 from composer_distill.losses.softened import lse_gap, soften_chunk, surplus
@@ -43,6 +45,10 @@ def top1_agreement(student: Tensor, teacher: Tensor, axis: int = -1) -> Tensor |
     """
     if not is_classification(student, axis):
         return None
+    if student.ndim == 2 and axis in (-1, 1):
+        found = told(FORWARD_KL, student, teacher)
+        if found is not None:
+            return (found[1][0] == found[1][1]).mean(dtype=torch.float32)
     best, other = (_first_best(logits.detach(), axis) for logits in (student, teacher))
     return (best == other).mean(dtype=torch.float32)
 
@@ -91,7 +97,12 @@ def divergence_and_entropies(
         >>> [round(value.item(), 4) for value in divergence_and_entropies(logits, logits)]
         [0.0, 1.3863, 1.3863]
     """
-    student, teacher = as_rows(student.detach(), axis), as_rows(teacher.detach(), axis)
+    student, teacher = as_rows(student, axis), as_rows(teacher, axis)
+    found = told(FORWARD_KL, student, teacher)
+    if found is not None:
+        kl, of_student, of_teacher = found[0].mean(-1).unbind()
+        return kl, of_student, of_teacher
+    student, teacher = student.detach(), teacher.detach()
     count, rows = len(student), max(1, _CHUNK_ELEMENTS // student.shape[1])
     chunks = [(student, teacher)]
     if count > rows:

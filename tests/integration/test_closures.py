@@ -92,7 +92,7 @@ def test_lbfgs_minimises_one_loss_a_batch(microbatch):
             optimizer.zero_grad()
             loss = objective(expected, batch)
             loss.backward()
-            return float(loss)
+            return loss.item()
 
         optimizer.step(closure)
     fit(
