@@ -110,7 +110,7 @@ def test_the_value_is_the_references(divergence, temperature, runs):
 
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("classes", [1, 2, 8, 37])
+@pytest.mark.parametrize("classes", [1, 2, 37])
 def test_each_type_and_width(divergence, dtype, classes, runs):
     loss = divergence.make()
     student, teacher = logits(4, classes, dtype=dtype), logits(4, classes, seed=1, dtype=dtype)
