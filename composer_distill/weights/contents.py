@@ -8,12 +8,30 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from composer_distill.weights.wording import plain
+
 
 class Spec(NamedTuple):
     """The shape and the type of one tensor."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class OddTensor:
+    """Stands in for a tensor of a file that is no dense one with values, and is not made.
+
+    Args:
+        kind: What it is, in a word.
+    """
+
+    kind: str
+
+    @classmethod
+    def of(cls, kind: str, *_: object) -> "OddTensor":
+        """Make one, whatever else the file says of it."""
+        return cls(kind)
 
 
 @dataclass(frozen=True)
@@ -58,7 +76,7 @@ def holds_weights(candidate: object) -> bool:
         isinstance(candidate, Mapping)
         and bool(candidate)
         and all(isinstance(name, str) for name in candidate)
-        and all(isinstance(value, Tensor) for value in candidate.values())
+        and all(isinstance(value, Tensor | OddTensor) for value in candidate.values())
     )
 
 
@@ -76,7 +94,11 @@ def of_tensors(
         ValueError: If one of them is sparse, quantized or without values.
     """
     for name, tensor in tensors.items():
+        if isinstance(tensor, OddTensor):
+            raise ValueError(f"its {plain(name)} is no dense tensor with values, but {tensor.kind}")
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
-            raise ValueError(f"its {name} is no dense tensor with values, but {tensor.type()}")
+            raise ValueError(
+                f"its {plain(name)} is no dense tensor with values, but {tensor.type()}"
+            )
     specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
     return Contents(path, kind, specs, tensors.__getitem__, mapped, stored or {})

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from composer_distill.weights.pickles import reason
+from composer_distill.weights.wording import plain
 
 _LONGEST = 4000
 _ROOM = (
@@ -78,18 +79,6 @@ def with_remedy(text: str, remedy: str = "save or download it again, or name ano
     told = any(mark in text for mark in ("; ", ". ", "\n"))
     lines = (text if told else f"{text}; {remedy}").splitlines()
     return without_secrets("\n".join(plain(line, _LONGEST) for line in lines))[: 2 * _LONGEST]
-
-
-def plain(value: object, longest: int = 200) -> str:
-    """Text of a file, cut short and without what could steer a terminal.
-
-    Example:
-        >>> plain("weight" + chr(27) + "[2J")
-        'weight?[2J'
-    """
-    text = str(value)
-    cut = text[: longest - 3] + "..." if len(text) > longest else text
-    return "".join(letter if letter.isprintable() else "?" for letter in cut)
 
 
 def without_secrets(text: object) -> str:

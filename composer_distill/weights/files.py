@@ -1,6 +1,5 @@
 """One local file, of whatever format, opened as contents."""
 
-import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from torch import Tensor
 from composer_distill.weights.contents import Contents, holds_weights, of_tensors, spec_of
 from composer_distill.weights.errors import plain
 from composer_distill.weights.keys import match_keys
-from composer_distill.weights.pickles import check_archive, read_pickled
+from composer_distill.weights.pickles import check_archive, is_archive, read_pickled
 from composer_distill.weights.safe_tensors import looks_like_safetensors, open_safetensors
 from composer_distill.weights.unpacking import unpacked
 
@@ -41,7 +40,7 @@ def open_file(path: Path, *, ema: bool | None = None) -> Iterator[Contents]:
             with open_safetensors(file) as (tensors, header):
                 yield Contents(path, "safetensors file", header, tensors, mapped=True)
         else:
-            is_zip = zipfile.is_zipfile(file)
+            is_zip = is_archive(file)
             if is_zip:
                 check_archive(file)
             found = read_pickled(file, mmap=is_zip)

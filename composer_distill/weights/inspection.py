@@ -1,7 +1,10 @@
 """What a source holds, in words, without a model."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from composer_distill.weights.checkpoint import open_source
 from composer_distill.weights.contents import Contents
@@ -10,6 +13,8 @@ from composer_distill.weights.files import algorithms
 from composer_distill.weights.fingerprint import fingerprint_of
 
 MAX_KEYS = 1000
+MAX_BESIDE = 100
+MAX_EXPANDED = 1 << 20
 REFUSED = "NOT to be read as a checkpoint"
 
 
@@ -55,7 +60,7 @@ def _lines(contents: Contents) -> list[str]:
     return [
         f"a {contents.kind} of {len(specs)} tensors, {values:,} values, {_bytes(size)}",
         "safe to read: tensors and plain data only",
-        f"fingerprint: {fingerprint_of(specs, contents.read)}",
+        f"fingerprint: {fingerprint_of(specs, partial(_read, contents))}",
         *_beside(contents.stored),
         "weights:",
         *keys,
@@ -66,13 +71,14 @@ def _lines(contents: Contents) -> list[str]:
 def _beside(stored: Mapping[str, Any]) -> list[str]:
     if not stored:
         return []
-    lines = [f"stored beside the weights: {', '.join(plain(key) for key in stored)}"]
-    named = [plain(name) for name, _ in algorithms(stored)]
+    keys = [plain(key) for key in list(stored)[:MAX_BESIDE]]
+    lines = [f"stored beside the weights: {', '.join(keys)}"]
+    named = [plain(name) for name, _ in algorithms(stored)[:MAX_BESIDE]]
     lines += [f"  algorithms: {', '.join(named)}"] if named else []
-    timestamp = _within(stored, "timestamp", "Timestamp")
-    if isinstance(timestamp, Mapping):
-        shown = [f"{unit} {plain(timestamp.get(unit))}" for unit in ("epoch", "batch", "sample")]
-        lines.append(f"  trained until: {', '.join(shown)}")
+    time = _within(stored, "timestamp", "Timestamp")
+    if isinstance(time, Mapping):
+        units = [f"{unit} {plain(time.get(unit))}" for unit in ("epoch", "batch", "sample")]
+        lines.append(f"  trained until: {', '.join(units)}")
     facts = {
         "run": _within(stored, "run_name"),
         "Composer": _within(stored, "metadata", "composer_env_info", "composer_version"),
@@ -81,13 +87,22 @@ def _beside(stored: Mapping[str, Any]) -> list[str]:
             stored, "integrations", "huggingface", "model", "config", "class"
         ),
     }
-    return lines + [f"  {what}: {plain(fact)}" for what, fact in facts.items() if fact]
+    return lines + [f"  {what}: {plain(fact)}" for what, fact in facts.items() if type(fact) is str]
 
 
 def _within(stored: Any, *keys: str) -> Any:
     for key in keys:
         stored = stored.get(key) if isinstance(stored, Mapping) else None
     return stored
+
+
+def _read(contents: Contents, key: str) -> Tensor:
+    """Read a weight, unless it claims to be far larger than the bytes that it has."""
+    weight = contents.read(key)
+    size = _numel(weight.shape) * weight.dtype.itemsize
+    if size > MAX_EXPANDED and size > weight.untyped_storage().nbytes():
+        raise ValueError(f"its {plain(key)} is {weight.shape}, far more than the bytes it has")
+    return weight
 
 
 def _numel(shape: tuple[int, ...]) -> int:
