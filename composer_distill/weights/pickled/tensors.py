@@ -74,12 +74,12 @@ def refusal(asked: str) -> str:
 
 
 def size_of(lengths: Any = ()) -> torch.Size:
-    """A ``torch.Size`` of a pickle.
+    """A ``torch.Size`` of a pickle, which may be one of places too.
 
     Raises:
-        Broken: If it is no sequence of lengths.
+        Broken: If it is no sequence of numbers.
     """
-    return torch.Size(_lengths(lengths))
+    return torch.Size(_lengths(lengths, least=-_LARGEST))
 
 
 def layout_of(name: Any) -> torch.layout:
@@ -106,10 +106,10 @@ def storage_asked(asked: Any, length: int) -> tuple[StorageKind, str, int]:
     return kind, key, count
 
 
-def _lengths(value: Any) -> tuple[int, ...]:
+def _lengths(value: Any, least: int = 0) -> tuple[int, ...]:
     if type(value) not in (tuple, list, torch.Size) or len(value) > 64:
         raise Broken("a shape that is none")
-    if not all(type(length) is int and 0 <= length < _LARGEST for length in value):
+    if not all(type(length) is int and least <= length < _LARGEST for length in value):
         raise Broken("a shape that is none")
     return tuple(value)
 
