@@ -40,6 +40,7 @@ class Microbatch:
             or not needed.
         axis: The class axis.
         selects: Whether a loss gets the kept positions as rows; otherwise it gets the mask.
+        classes: Whether the logits are of classes that exclude each other, instead of any numbers.
 
     Shape:
         - logits: ``(..., C)``, or the class axis at ``axis``.
@@ -60,6 +61,7 @@ class Microbatch:
     labels: Tensor | None = None
     axis: int = -1
     selects: bool = True
+    classes: bool = True
 
     @cached_property
     def kept(self) -> Compared:

@@ -49,6 +49,7 @@ class Observer:
         distance: Callable[[Tensor], Tensor],
         *,
         alone: bool,
+        classes: bool,
     ) -> Watch:
         """Return what notes each answer into ``values`` before answers are combined.
 
@@ -58,20 +59,21 @@ class Observer:
             distance: The distillation loss of the student from an answer; called without a graph.
             alone: Whether no other teacher answers: then the loss of its answer is the term's own,
                 and is left to :meth:`note_loss`.
+            classes: Whether the logits are of classes.
         """
-        axis, classes = student.axis, student.labels
+        axis, labels = student.axis, student.labels
 
         def note(index: int, logits: Tensor) -> None:
             if not alone:
                 with torch.no_grad(), untouched_streams(logits.device):
                     self.note_loss(values, index, distance(logits))
-            if not is_classification(logits, axis):
+            if not (classes and is_classification(logits, axis)):
                 return
             if index not in self._seen:
                 both = are_probabilities(student.logits, axis)  # then the loss may be one of shares
                 values[f"{_SHARES}{index}"] = are_probabilities(logits, axis) * (1.0 - both)
-            if classes is not None and self._chance.wants(self._labels[index]):
-                values[f"{_CHANCE}{index}"] = chance_ratio(logits, classes, axis)
+            if labels is not None and self._chance.wants(self._labels[index]):
+                values[f"{_CHANCE}{index}"] = chance_ratio(logits, labels, axis)
 
         return note
 

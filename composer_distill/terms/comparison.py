@@ -1,12 +1,11 @@
 """Whether student and teacher can be compared, and in which layout: pure functions of logits."""
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from composer_distill.losses import DistillationLoss
+from composer_distill.losses import BernoulliKL, DistillationLoss
 from composer_distill.terms.positions import labels_of
 from composer_distill.terms.task import IGNORED_LABEL
 
@@ -69,13 +68,13 @@ def check_class_axis(batch: Any, student: Tensor, axis: int) -> None:
     """Refuse logits without a class axis, and one that the labels show to be another.
 
     Args:
-        batch: A tuple or list, whose second element may hold class indices.
+        batch: It may hold class indices: a tuple's second element, or a mapping's ``labels``.
         student: The student's logits, such as ``(N, C, H, W)``.
         axis: The axis that the loss takes for the classes.
 
     Raises:
         ValueError: If the logits are one number a sample, or the labels have the shape of the
-            logits without axis 1 and not without ``axis``.
+            logits without axis 1, or a multiple of it, and not without ``axis``.
     """
     if student.ndim < 2:
         raise ValueError(
@@ -83,11 +82,14 @@ def check_class_axis(batch: Any, student: Tensor, axis: int) -> None:
             "where kd_loss_fn compares classes: a softmax over them would run across the batch. "
             "Return logits (N, C); for one logit a sample, (N, 1) with BernoulliKL."
         )
-    labels = batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
-    if not isinstance(labels, Tensor) or student.ndim < 3 or axis % student.ndim == 1:
+    labels, shape, axis = labels_of(batch), student.shape, axis % max(student.ndim, 1)
+    if labels is None or student.ndim < 3 or axis == 1 or labels.ndim != student.ndim - 1:
         return
-    shape, axis = student.shape, axis % student.ndim
-    if labels.shape == shape[:1] + shape[2:] and labels.shape != shape[:axis] + shape[axis + 1 :]:
+    elsewhere, here = shape[:1] + shape[2:], shape[:axis] + shape[axis + 1 :]
+    finer = student.ndim > 3 and all(
+        n % m == 0 for n, m in zip(labels.shape, elsewhere, strict=True)
+    )
+    if (labels.shape == elsewhere or finer) and labels.shape != here:
         raise ValueError(
             f"kd_loss_fn takes axis {axis} of the student's logits {tuple(shape)} for the classes, "
             f"but labels of shape {tuple(labels.shape)} say that they lie on axis 1. "
@@ -134,15 +136,21 @@ def check_shapes(student: Tensor, teacher: Tensor, owner: str, remedy: str | Non
     raise ValueError(message)
 
 
-def compares_classes(kd_loss_fn: Any) -> bool:
+def compares_classes(kd_loss_fn: Any) -> bool | None:
     """Return whether a loss says that its logits are of classes that exclude each other.
 
     Args:
-        kd_loss_fn: The loss. Only one of ours says so: any other may compare numbers.
+        kd_loss_fn: The loss.
+
+    Returns:
+        True and False where it says so, None where it may compare any numbers.
     """
     if not isinstance(kd_loss_fn, DistillationLoss):
-        return False
-    return any(getattr(part, "softmax", False) for part in kd_loss_fn.modules())
+        return None
+    parts = list(kd_loss_fn.modules())
+    if any(getattr(part, "softmax", False) for part in parts):
+        return True
+    return False if any(isinstance(part, BernoulliKL) for part in parts) else None
 
 
 def selects_positions(kd_loss_fn: Any, axis: int, ndim: int) -> bool:

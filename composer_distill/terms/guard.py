@@ -28,7 +28,7 @@ class FiniteGuard:
         """Forget a batch that ended, or a pass that did not complete."""
         self._extremes, self._latest = {}, []
 
-    def note(self, label: str, *answers: Tensor) -> None:
+    def note(self, label: str, *answers: Tensor, axis: int | None = None) -> None:
         """Keep the least and the largest value, both finite where all values are.
 
         Where the host sees the values it first looks at their sum, which is finite only if they
@@ -37,11 +37,15 @@ class FiniteGuard:
         Args:
             label: Whose answers they are, for the error.
             *answers: Tensors of any shape.
+            axis: The class axis, where a class may be ruled out by minus infinity: of each position
+                the largest value alone is looked at. It shows NaN, infinity, and a position where
+                no class is left.
         """
         for answer in answers:
             if can_be_read(answer) and math.isfinite(answer.sum().item()):
                 continue
-            both = (answer if answer.numel() else answer.new_zeros(1)).aminmax()
+            looked_at = answer if axis is None or not answer.numel() else answer.amax(axis)
+            both = (looked_at if looked_at.numel() else answer.new_zeros(1)).aminmax()
             self._extremes.setdefault(label, []).extend(both)
             self._latest.extend(both)
 

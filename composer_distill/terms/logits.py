@@ -15,6 +15,7 @@ from composer_distill.telemetry.values import top1_agreement
 from composer_distill.terms.comparison import (
     MultiHotWatch,
     check_class_axis,
+    compares_classes,
     labelled,
     selects_positions,
 )
@@ -62,6 +63,7 @@ class LogitsTerm:
         self.judge = judge
         self.guard = FiniteGuard(_REMEDY)
         self._multi_hot = MultiHotWatch(kd_loss_fn)
+        self._classes = compares_classes(kd_loss_fn)
         self._skips = on_nonfinite == "skip"
 
     def prepare(self, state: State) -> None:
@@ -124,7 +126,11 @@ class LogitsTerm:
         if isinstance(loss, DistillationLoss):
             check_class_axis(view, logits, axis)
         mask = labelled(found.mask, found.labels) if needs_labels else found.mask
-        return replace(found, mask=mask, selects=selects_positions(loss, axis, logits.ndim))
+        classes = self._classes
+        if classes is None:
+            classes = self.reader.has_classes(view, logits, axis)
+        selects = selects_positions(loss, axis, logits.ndim)
+        return replace(found, mask=mask, selects=selects, classes=classes)
 
     def measure(self, state: State, view: Any, *, trust_labels: bool) -> Measured:
         """Return the unweighted distillation loss of the microbatch, and values for the log.
@@ -200,7 +206,9 @@ class LogitsTerm:
         def receive(index: int, answer: Tensor) -> Tensor:
             label = self.panel.labels[index]
             logits = self.reader.fit(answer, microbatch, label)
-            self.guard.note(label, logits)
+            # A softmax computes a class that is ruled out; any other loss may give NaN
+            axis = microbatch.compared.axis if self._classes else None
+            self.guard.note(label, logits, axis=axis)
             if watch is not None:
                 watch(index, logits)
             return logits
@@ -221,6 +229,7 @@ class LogitsTerm:
             compared if judged else compared._replace(labels=None),
             lambda answer: self._distance(compared, answer)[0],
             alone=alone,
+            classes=microbatch.classes,
         )
 
     def _note(
@@ -234,6 +243,8 @@ class LogitsTerm:
         """Note the loss, its parts, and what the kept positions tell beside them."""
         values["loss/train/kd"] = loss
         values |= {f"distillation/kd_loss/{name}": part.detach() for name, part in parts.items()}
+        if not microbatch.classes:
+            return
         kept, target = microbatch.kept, microbatch.keep(target)
         agreement = top1_agreement(kept.logits, target, kept.axis)
         if agreement is not None:

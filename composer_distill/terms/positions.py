@@ -238,11 +238,23 @@ def aligned_labels(batch: Any, logits: Tensor, task: Task, axis: int = -1) -> Te
         tensor([[   5,    6, -100]])
     """
     labels = labels_of(batch)
-    if labels is None or labels.dtype.is_floating_point or labels.dtype.is_complex:
-        return None
-    if labels.shape != _without(logits.shape, axis):
+    if labels is None or not has_class_labels(batch, logits, axis):
         return None
     return align(labels, task).to(logits.device)
+
+
+def has_class_labels(batch: Any, logits: Tensor, axis: int = -1) -> bool:
+    """Return whether a batch holds one class index for each position of the logits.
+
+    Args:
+        batch: A mapping with ``labels``, or a sequence whose second element they are.
+        logits: The student's logits.
+        axis: Their class axis.
+    """
+    labels = labels_of(batch)
+    if labels is None or labels.is_floating_point() or labels.is_complex():
+        return False
+    return logits.ndim > 0 and labels.shape == _without(logits.shape, axis)
 
 
 def align(labels: Tensor, task: Task) -> Tensor:

@@ -16,6 +16,7 @@ from composer_distill.terms.own_loss import own_loss, predicts_next
 from composer_distill.terms.positions import (
     MaskFn,
     aligned_labels,
+    has_class_labels,
     kept_positions,
     unread_mask,
 )
@@ -145,6 +146,17 @@ class StudentReader:
         labels = aligned_labels(view, logits, task, axis) if with_labels else None
         real = cut_vocabulary(logits, self.vocab_size, "the student", axis)
         return Microbatch(view, outputs, real, mask, labels, axis)
+
+    def has_classes(self, view: Any, logits: Tensor, axis: int) -> bool:
+        """Return whether the labels or the task say that the logits are of classes.
+
+        Args:
+            view: The batch as the student saw it.
+            logits: The student's logits.
+            axis: What would be their class axis.
+        """
+        named = logits.ndim > 1 and logits.shape[axis] in self.task.classes
+        return named or has_class_labels(view, logits, axis)
 
     def _look_for_padding(self, view: Any, logits: Tensor, task: Task) -> None:
         """Warn once where every position counts though the batch says that some are padding."""

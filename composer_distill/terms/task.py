@@ -25,6 +25,7 @@ class Task:
             predict the label where they stand.
         frames: The model's own rule from a mask over what it reads, such as samples of sound, to
             one over its positions: called with their number and the mask. None where it has none.
+        classes: The numbers of classes that the model says it has, such as its vocabulary's size.
     """
 
     shift: bool = False
@@ -32,6 +33,7 @@ class Task:
     aligned: bool = False
     labelled: bool = False
     frames: Callable[[int, Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
+    classes: frozenset[int] = field(default=frozenset(), repr=False, compare=False)
 
     @property
     def counts_labels(self) -> bool:
@@ -67,7 +69,7 @@ def task_of(model: nn.Module) -> Task:
     if shift is None:
         shift = not encoder_decoder and any(map(_is_causal_lm, model.modules()))
     frames: Any = _first(model, "_get_feature_vector_attention_mask")  # transformers' speech models
-    return Task(bool(shift), encoder_decoder, frames=frames)
+    return Task(bool(shift), encoder_decoder, frames=frames, classes=_classes(model, config))
 
 
 def next_labels(labels: Tensor) -> Tensor:
@@ -90,6 +92,14 @@ def next_labels(labels: Tensor) -> Tensor:
 def _first(model: nn.Module, name: str) -> Any:
     """Return attribute ``name`` of the outermost module that has it, None where none does."""
     return next((getattr(m, name) for m in model.modules() if hasattr(m, name)), None)
+
+
+def _classes(model: nn.Module, config: Any) -> frozenset[int]:
+    """Return the numbers of classes that a model's ``num_classes`` or configuration names."""
+    told = [_first(model, "num_classes"), getattr(config, "vocab_size", None)]
+    if getattr(config, "problem_type", None) != "regression":
+        told.append(getattr(config, "num_labels", None))
+    return frozenset(size for size in told if isinstance(size, int))
 
 
 def _is_causal_lm(module: nn.Module) -> bool:

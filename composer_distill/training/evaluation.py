@@ -64,7 +64,7 @@ class TeacherEvaluation:
         target = term.target(everyone, asked, state, watch)
         term.forget()  # nothing asks for what it noted of this
         term.panel.forget()
-        if not (padding or microbatch.empty):
+        if microbatch.classes and not (padding or microbatch.empty):
             self._add(asked.kept, asked.keep(target))
 
     def _add(self, kept: Compared, target: Tensor) -> None:

@@ -1,8 +1,19 @@
 import pytest
 import torch
 
-from composer_distill.losses import BernoulliKL, KLDivergence, LogitMSE, StandardizedLogits
-from composer_distill.terms.comparison import MultiHotWatch, check_class_axis, check_shapes
+from composer_distill.losses import (
+    BernoulliKL,
+    HardLabel,
+    KLDivergence,
+    LogitMSE,
+    StandardizedLogits,
+)
+from composer_distill.terms.comparison import (
+    MultiHotWatch,
+    check_class_axis,
+    check_shapes,
+    compares_classes,
+)
 
 LOGITS = torch.zeros(2, 3)
 X, Y = torch.ones(2, 4), torch.tensor([0, 1])
@@ -36,9 +47,29 @@ def test_a_student_without_a_class_axis_is_named_itself():
     assert "student_output_fn" in str(error.value)
 
 
-def test_classes_on_axis_1_and_a_loss_over_the_last_are_refused():
+@pytest.mark.parametrize(
+    "labels", [CLASSES_OF_PIXELS, torch.zeros(2, 16, 24)], ids=["of the logits' size", "4 x finer"]
+)
+@pytest.mark.parametrize("pack", [lambda y: (X, y), lambda y: {"pixel_values": X, "labels": y}])
+def test_classes_on_axis_1_and_a_loss_over_the_last_are_refused(pack, labels):
     with pytest.raises(ValueError, match=r"lie on axis 1. Pass the loss with dim=1"):
-        check_class_axis((X, CLASSES_OF_PIXELS), MAPS, -1)
+        check_class_axis(pack(labels), MAPS, -1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "says"),
+    [
+        (KLDivergence(), True),
+        (0.5 * HardLabel() + LogitMSE(), True),
+        (StandardizedLogits(KLDivergence(1.0)), True),
+        (LogitMSE(), None),
+        (torch.nn.MSELoss(), None),
+        (BernoulliKL(), False),
+        (BernoulliKL() + LogitMSE(), False),
+    ],
+)
+def test_a_loss_says_whether_it_compares_classes(loss, says):
+    assert compares_classes(loss) is says
 
 
 @pytest.mark.parametrize("shape", [(), (8,)])

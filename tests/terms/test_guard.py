@@ -47,3 +47,19 @@ def test_a_sum_that_overflows_is_no_infinity(guard):
 def test_no_value_at_all_is_finite(guard):
     guard.note("teacher 0 (a)", torch.empty(0, 4))
     guard.check(0)
+
+
+def test_a_class_that_is_ruled_out_stops_nothing_where_the_axis_is_known(guard):
+    ruled_out = torch.tensor([[0.0, -float("inf"), 0.0], [1.0, 2.0, 3.0]])
+    guard.note("teacher 0 (a)", ruled_out, axis=-1)
+    guard.note("teacher 0 (a)", ruled_out.T, axis=0)
+    guard.check(0)
+
+
+@pytest.mark.parametrize(
+    "row", [[0.0, float("nan"), 1.0], [0.0, float("inf"), 1.0], [-float("inf")] * 3]
+)
+def test_nan_infinity_and_a_position_without_a_class_stop_there_too(guard, row):
+    guard.note("teacher 0 (a)", torch.tensor([[1.0, 2.0, 3.0], row]), axis=-1)
+    with pytest.raises(ValueError, match=r"teacher 0 \(a\).*at batch 0"):
+        guard.check(0)
