@@ -9,6 +9,7 @@ import functools
 import composer.algorithms
 import pytest
 import torch
+import transformers
 from composer.algorithms import (
     EMA,
     SAM,
@@ -263,6 +264,8 @@ OWN_WARNINGS = (
 @pytest.mark.parametrize("first", [True, False], ids=["listed first", "listed last"])
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_term_is_exact_beside(name, first):
+    if name == "Alibi" and int(transformers.__version__.split(".")[0]) >= 5:
+        pytest.skip("Composer 0.32.1's surgery does not know the attention of transformers 5")
     make, build, data = ALGORITHMS[name]
     expected = reference(name)
     teacher = seeded(build, 1)
