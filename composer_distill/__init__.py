@@ -1,12 +1,19 @@
-"""Knowledge distillation for MosaicML Composer."""
+"""Knowledge distillation for MosaicML Composer.
 
-from composer_distill.distillation import Distillation
-from composer_distill.losses import KLDivergence
-from composer_distill.students import copy_matching, layer_importance, student_from_teacher
-from composer_distill.teachers import Teacher
-from composer_distill.terms.judging import teacher_confident, teacher_correct
-from composer_distill.terms.label_maps import reorder_labels
-from composer_distill.terms.positions import all_positions, attended_positions, loss_positions
+Its names are loaded when they are first used: a loss needs torch alone.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from composer_distill.distillation import Distillation
+    from composer_distill.losses import KLDivergence
+    from composer_distill.students import copy_matching, layer_importance, student_from_teacher
+    from composer_distill.teachers import Teacher
+    from composer_distill.terms.judging import teacher_confident, teacher_correct
+    from composer_distill.terms.label_maps import reorder_labels
+    from composer_distill.terms.positions import all_positions, attended_positions, loss_positions
 
 __all__ = [
     "Distillation",
@@ -23,3 +30,30 @@ __all__ = [
     "teacher_correct",
 ]
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Distillation": "distillation",
+    "KLDivergence": "losses",
+    "Teacher": "teachers",
+    "all_positions": "terms.positions",
+    "attended_positions": "terms.positions",
+    "copy_matching": "students",
+    "layer_importance": "students",
+    "loss_positions": "terms.positions",
+    "reorder_labels": "terms.label_maps",
+    "student_from_teacher": "students",
+    "teacher_confident": "terms.judging",
+    "teacher_correct": "terms.judging",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value  # so that it is asked for once
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,3 +1,4 @@
+import ast
 import doctest
 import importlib
 import inspect
@@ -183,3 +184,28 @@ def test_the_version_stands_in_one_place():
     files += [file for room in ("composer_distill", "docs") for file in (ROOT / room).rglob("*.py")]
     holders = [file.relative_to(ROOT) for file in files if version.search(file.read_text())]
     assert holders == [Path("composer_distill/__init__.py")]
+
+
+# What is imported by another name than the one that it is installed by
+DISTRIBUTIONS = {"composer": "mosaicml", "sklearn": "scikit-learn", "triton": "torch"}
+
+
+def imported_packages():
+    """The packages that any file of ours imports, wherever in it the import stands."""
+    for path in (ROOT / "composer_distill").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                yield name.split(".")[0]
+
+
+def test_every_package_that_is_imported_is_declared():
+    text = (ROOT / "pyproject.toml").read_text()
+    needs = re.search(r"\ndependencies = \[(.*?)\n\]", text, re.S)
+    extras = re.findall(r"^(?:demo|nlp) = \[(.*)\]$", text, re.M)
+    declared = set(re.findall(r'"([A-Za-z0-9_-]+)[^"]*"', " ".join([needs[1], *extras])))
+    imported = set(imported_packages()) - set(sys.stdlib_module_names) - {"composer_distill"}
+    imported = {DISTRIBUTIONS.get(name, name) for name in imported}
+    assert {"filelock", "tqdm", "torchmetrics"} <= imported
+    assert imported - declared == set()

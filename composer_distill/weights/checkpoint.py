@@ -16,8 +16,8 @@ from composer_distill.weights.files import algorithms, open_file
 from composer_distill.weights.folders import open_folder
 from composer_distill.weights.keys import Match, describe, likely_cause, match_keys
 from composer_distill.weights.memory import materialize, release
-from composer_distill.weights.remote import fetch, parse_remote
 from composer_distill.weights.sources import resolve_path
+from composer_distill.weights.uris import Remote, parse_remote
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +83,16 @@ def open_source(source: str | Path, *, ema: bool | None = None) -> Iterator[Cont
     """Open any source for reading; see ``load_weights``."""
     with clean_errors():
         remote = parse_remote(source)
-        path = resolve_path(source) if remote is None else fetch(remote)
+        path = resolve_path(source) if remote is None else _fetch(remote)
         with (open_folder if path.is_dir() else open_file)(path, ema=ema) as contents:
             yield contents
+
+
+def _fetch(remote: Remote) -> Path:
+    # Only here, since it needs Composer
+    from composer_distill.weights.remote import fetch
+
+    return fetch(remote)
 
 
 def _fit(model: nn.Module, contents: Contents, *, strict: bool) -> Match:

@@ -1,5 +1,6 @@
 """Compressed checkpoints, unpacked into a folder that goes away again."""
 
+import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -8,10 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from composer.utils.compression import KNOWN_COMPRESSORS
-
 from composer_distill.weights.safe_tensors import looks_like_safetensors
 
+# What Composer compresses with, by the ending that it gives
+PROGRAMS = {
+    "bz2": "bzip2",
+    "gz": "gzip",
+    "lz4": "lz4",
+    "lzma": "lzma",
+    "lzo": "lzop",
+    "xz": "xz",
+    "zst": "zstd",
+}
 # How each compressed format that Composer writes begins, with the ending that Composer gives it.
 MAGIC = {
     b"\x1f\x8b": "gz",
@@ -68,10 +77,10 @@ def _is_tar(path: Path) -> bool:
 
 def _decompress(path: Path, ending: str, target: Path, limit: int) -> None:
     """Run the program that Composer compressed with; Composer's own wrapper cannot be stopped."""
-    compressor = next(known for known in KNOWN_COMPRESSORS if known.extension == ending)
-    if not compressor.exists:
-        raise ValueError(f"it is compressed; install the program {compressor.cmd!r} to read it")
-    command = [compressor.cmd, "-dc", str(path.resolve())]
+    program = PROGRAMS[ending]
+    if shutil.which(program) is None:
+        raise ValueError(f"it is compressed; install the program {program!r} to read it")
+    command = [program, "-dc", str(path.resolve())]
     with (
         target.open("wb") as sink,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process,
@@ -84,7 +93,7 @@ def _decompress(path: Path, ending: str, target: Path, limit: int) -> None:
             raise
     if process.returncode:
         said = complaint.decode(errors="replace").strip().splitlines()
-        raise ValueError(f"it is damaged ({compressor.cmd}: {said[-1] if said else 'failed'})")
+        raise ValueError(f"it is damaged ({program}: {said[-1] if said else 'failed'})")
 
 
 def _extract(path: Path, target: Path, limit: int) -> Path:

@@ -10,8 +10,9 @@ from composer.utils import create_symlink_file
 
 from composer_distill.teachers import Teacher, load_weights
 from composer_distill.weights import remote
-from composer_distill.weights.remote import fetch, parse_remote
+from composer_distill.weights.remote import fetch
 from composer_distill.weights.stores import Head
+from composer_distill.weights.uris import parse_remote
 
 BUCKET = "checkpoints"
 
