@@ -15,10 +15,12 @@ from torch import Tensor
 from composer_distill.losses import fused_rows
 from composer_distill.losses.precision import can_be_read, compute_dtype, full_precision
 from composer_distill.losses.softened import Formula, soften, soften_chunk
+from composer_distill.losses.threads import spread
 
-# Entries of one chunk. Four float32 tensors of this size for each thread stay in cache; a GPU wants
-# far larger ones, to be busy between two launches.
-_CPU_ENTRIES_PER_THREAD = 2**17
+# Entries of one chunk. Five float32 tensors of this size fit the 1 to 2 MB of cache that a core has
+# to itself, while far smaller ones spend the time on starting operations. A GPU wants far larger
+# ones, to be busy between two launches.
+_CPU_ENTRIES_PER_THREAD = 2**16
 _GPU_ENTRIES = 2**24
 _KEEPS_GRAPH = getattr(
     getattr(torch._C, "_autograd", None), "_get_current_graph_task_keep_graph", None
@@ -113,8 +115,8 @@ def scale_gradient(gradient: Tensor, weight: Tensor, scale: Tensor | None = None
         return gradient if is_one else gradient.mul_(weight)
     by_row = (scale * weight).unsqueeze(1)
     # Of unlike types torch would make a whole copy first.
-    for start, stop in _chunks(gradient.shape[0], gradient):
-        gradient[start:stop].mul_(by_row[start:stop])
+    for rows in _chunks(gradient.shape[0], gradient):
+        gradient[rows].mul_(by_row[rows])
     return gradient
 
 
@@ -123,15 +125,15 @@ def _graph_is_kept() -> bool:
     return True if _KEEPS_GRAPH is None else _KEEPS_GRAPH()
 
 
-def _chunks(rows: int, like: Tensor) -> list[tuple[int, int]]:
-    """Return the bounds of chunks that are as many rows as fit a cache, and at least one."""
-    size = max(1, _entries(like) // like.shape[1])
-    return [(start, min(start + size, rows)) for start in range(0, rows, size)]
+def _chunks(rows: int, like: Tensor) -> list[slice]:
+    """Return chunks that are as many rows as fit a cache."""
+    size = _rows_at_once(like)
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
-def _entries(like: Tensor) -> int:
-    """Return how many entries a chunk may have."""
-    return _CPU_ENTRIES_PER_THREAD * torch.get_num_threads() if like.is_cpu else _GPU_ENTRIES
+def _rows_at_once(like: Tensor) -> int:
+    """Return how many rows a chunk has, at least one."""
+    return max(1, (_CPU_ENTRIES_PER_THREAD if like.is_cpu else _GPU_ENTRIES) // like.shape[1])
 
 
 def measured(
@@ -210,30 +212,40 @@ def chunked(
         overwrite: Whether the memory of the student's logits may become the gradient's.
     """
     dtype, slope = compute_dtype(student, teacher), factor / temperature
-    if index is None and student.dtype == dtype and 0 < student.numel() <= _entries(student):
+    threads = torch.get_num_threads() if student.is_cpu else 1
+    few = 0 < len(student) <= _rows_at_once(student) * threads
+    if few and index is None and student.dtype == dtype:
         total, gradient = _total_and_gradient(formula, student, teacher, dtype, temperature, wanted)
         total = total.mul_(factor).clamp_(min=0.0)
         return Chunked(total, None if gradient is None else gradient.mul_(slope), None)
     n = (student if index is None else index).shape[0]
-    total = torch.zeros((), dtype=dtype, device=student.device)
     gradient = student if overwrite else student.new_empty(n if wanted else 0, student.shape[1])
-    scale = total.new_empty(n) if student.dtype == torch.float16 and wanted else None
-    for start, stop in _chunks(n, student):
-        at = slice(start, stop) if index is None else index[start:stop]
-        part, row_gradient = _total_and_gradient(
+    by_row = wanted and student.dtype == torch.float16
+    scale = student.new_empty(n, dtype=dtype) if by_row else None
+
+    def measure(rows: slice) -> Tensor:
+        at = rows if index is None else index[rows]
+        part, found = _total_and_gradient(
             formula, student[at], teacher[at], dtype, temperature, wanted
         )
-        total += part
-        if row_gradient is None:
-            continue
-        if scale is not None:
-            largest = row_gradient.abs().amax(-1).clamp(min=torch.finfo(dtype).tiny)
-            scale[start:stop] = largest * slope
-            gradient[start:stop] = row_gradient.div_(largest.unsqueeze(1))
-        else:
-            torch.mul(row_gradient, slope, out=gradient[start:stop])
+        if found is not None:
+            _store(found, slope, gradient[rows], None if scale is None else scale[rows])
+        return part
+
+    parts = spread(measure, _chunks(n, student), threads)
+    total = torch.stack(parts).sum() if parts else student.new_zeros((), dtype=dtype)
     # What falls below 0 near agreement is rounding
     return Chunked((total * factor).clamp_(min=0.0), gradient if wanted else None, scale)
+
+
+def _store(found: Tensor, slope: float, gradient: Tensor, scale: Tensor | None) -> None:
+    """Write the gradient of a few rows, times ``slope``, into its place; overwrites ``found``."""
+    if scale is None:
+        torch.mul(found, slope, out=gradient)
+        return
+    largest = found.abs().amax(-1).clamp(min=torch.finfo(found.dtype).tiny)
+    torch.mul(largest, slope, out=scale)
+    gradient.copy_(found.div_(largest.unsqueeze(1)))
 
 
 def _total_and_gradient(

@@ -1,0 +1,82 @@
+"""Whole chunks over threads: nothing changes but who computes."""
+
+import os
+import threading
+import time
+
+import pytest
+import torch
+
+from composer_distill.losses import KLDivergence
+from composer_distill.losses.threads import spread
+
+
+@pytest.fixture
+def threads():
+    """Set torch's threads, and set them back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_results_come_in_order_and_each_thread_computes_alone(threads):
+    threads(3)
+
+    def work(piece):
+        time.sleep(0.01 * (4 - piece))
+        return piece, torch.get_num_threads(), torch.is_grad_enabled(), threading.get_ident()
+
+    found = spread(work, range(4), 3)
+    assert [one[:3] for one in found] == [(piece, 1, False) for piece in range(4)]
+    assert threading.get_ident() not in {one[3] for one in found}
+    assert torch.get_num_threads() == 3
+
+
+def test_one_piece_or_one_thread_stays_where_it_is():
+    here = threading.get_ident()
+    for pieces, count in (([0], 3), ([0, 1], 1), ([], 2)):
+        assert set(spread(lambda piece: threading.get_ident(), pieces, count)) <= {here}
+
+
+def test_an_error_reaches_the_caller():
+    with pytest.raises(ZeroDivisionError):
+        spread(lambda piece: 1 / piece, [1, 0, 2], 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_starts_threads_of_its_own():
+    spread(str, [1, 2], 2)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if spread(str, [1, 2], 2) == ["1", "2"] else 1)
+    for _ in range(600):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+    assert done, "the child waits for threads that it does not have"
+    assert status == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_loss_is_the_same_on_any_number_of_threads(threads, monkeypatch, masked, dtype):
+    monkeypatch.setattr("composer_distill.losses.kernel._CPU_ENTRIES_PER_THREAD", 200)
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 40, 70, generator=generator).to(dtype).unbind()
+    student[3, 5] = teacher[3, 5] = -torch.inf
+    mask = torch.arange(40) % 3 > 0 if masked else None
+    found = []
+    for count in (1, 2, 3):
+        threads(count)
+        leaf = student.clone().requires_grad_()
+        value = KLDivergence()(leaf, teacher, mask=mask)
+        value.backward()
+        found.append((value.detach(), leaf.grad))
+        with torch.inference_mode():
+            torch.testing.assert_close(KLDivergence()(student, teacher, mask=mask), value.detach())
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
