@@ -161,7 +161,8 @@ def measured(
     )
     if not overwrite:
         fused_rows.keep(student, teacher, found)
-    return Chunked(found.values.sum() * factor, found.gradient, found.scale)
+    total = (found.values.sum() * factor).clamp_(min=0.0)
+    return Chunked(total, found.gradient, found.scale)
 
 
 def told(formula: Formula, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor] | None:

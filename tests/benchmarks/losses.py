@@ -1,11 +1,13 @@
 """Time and peak memory of the losses, forward plus backward, beside other implementations.
 
-    OMP_NUM_THREADS=2 python tests/benchmarks/losses.py [--repeats 7] [--only kl,fused] [--json OUT]
+    python tests/benchmarks/losses.py [--threads 2] [--repeats 7] [--only large,busy] [--json OUT]
 
 Every number is a ratio inside one run: contestants are interleaved, and each ratio is the median
 over the repeats of its time over the plain expression's in the same repeat, with the quartiles.
-Peak memory counts what is allocated beyond the inputs, in student-logit tensors. Peers are those
-of the ``peers`` extra; what is not installed is named as absent.
+Large vocabularies are measured on one thread and on all, and on all beside one busy process.
+Peak memory counts what is allocated beyond the inputs on one thread, in student-logit tensors; each
+further thread adds the five tensors of its chunk, at most a row of float32 or 256 KiB each. Peers
+are those of the ``peers`` extra; what is not installed is named as absent.
 """
 
 import argparse
@@ -14,11 +16,13 @@ import importlib.metadata
 import json
 import platform
 import statistics
+import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from datetime import datetime, timezone
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -29,6 +33,22 @@ from composer_distill import losses
 warnings.simplefilter("ignore")
 Contestants = dict[str, Callable[[], torch.Tensor]]
 VERDICTS: list[tuple[str, float, float, bool]] = []
+
+
+def processor() -> str:
+    """Return the processor's name and the cache that a core has to itself, where they are told."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+        cache = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text().strip()
+        return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {cache}iB second-level cache"
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def where() -> str:
+    threads = torch.get_num_threads()
+    return f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def plain(student, teacher):
@@ -79,8 +99,11 @@ def step(run: Callable[[], torch.Tensor], leaves: list[torch.Tensor]) -> Callabl
 def peak_bytes(run: Callable[[], None]) -> int:
     """Return the most bytes allocated at one time beyond what there was before."""
     gc.collect()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the profiler sees what the calling thread allocates
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run()
+    torch.set_num_threads(threads)
     changes = [
         (event.start_ns(), event.nbytes())
         for event in recorded.profiler.kineto_results.events()
@@ -124,7 +147,7 @@ def compare(contestants: Contestants, leaves, repeats, calls=1):
 
 
 def show(title, result, unit):
-    print(f"\n### {title}\n\n| | time / plain | quartiles | ms | peak (tensors) |")
+    print(f"\n### {title}\n\n{where()}\n\n| | time / plain | quartiles | ms | peak (tensors) |")
     print("|---|---|---|---|---|")
     for name, (ratio, low, high, milliseconds, peak) in result.items():
         spread, size = f"{low:.2f} to {high:.2f}", f"{peak / unit:.2f}"
@@ -143,18 +166,29 @@ def pair(n, c, dtype, seed=0):
     return student.requires_grad_(), teacher
 
 
+LARGE = [
+    (n, c, dtype)
+    for dtype in (torch.float32, torch.bfloat16)
+    for n, c in ((1024, 32000), (256, 128256))
+]
+
+
 def large(repeats):
-    for dtype in (torch.float32, torch.bfloat16):
-        for n, c in ((1024, 32000), (256, 128256)):
-            large_vocabulary(n, c, dtype, repeats)
+    threads = torch.get_num_threads()
+    for n, c, dtype in LARGE:
+        large_vocabulary(n, c, dtype, repeats)
+        if threads > 1:
+            torch.set_num_threads(1)
+            large_vocabulary(n, c, dtype, repeats, beside_peers=False)
+            torch.set_num_threads(threads)
 
 
-def large_vocabulary(n, c, dtype, repeats):
+def large_vocabulary(n, c, dtype, repeats, beside_peers=True):
     student, teacher = pair(n, c, dtype)
     unit = student.numel() * student.element_size()
     torch.compiler.reset()
     compiled = torch.compile(plain)
-    found, absent = peers(student, teacher)
+    found, absent = peers(student, teacher) if beside_peers else ({}, [])
     contestants = {
         "plain": lambda: plain(student, teacher),
         "KLDivergence": lambda: losses.kl_divergence(student, teacher, temperature=1.0),
@@ -163,7 +197,7 @@ def large_vocabulary(n, c, dtype, repeats):
         **found,
     }
     result = compare(contestants, [student], repeats)
-    title = f"({n}, {c}) {str(dtype).removeprefix('torch.')}"
+    title = f"({n}, {c}) {str(dtype).removeprefix('torch.')}, threads: {torch.get_num_threads()}"
     show(title, result, unit)
     if absent:
         print(f"\nabsent: {', '.join(absent)}")
@@ -171,6 +205,31 @@ def large_vocabulary(n, c, dtype, repeats):
     bar(f"{title}: time / plain", ours[0], 0.30)
     bar(f"{title}: peak memory, tensors", ours[4] / unit, 1.25)
     bar(f"{title}: time / torch.compile", ours[0] / result["torch.compile"][0], 1.1)
+    judge_peers(title, result, found)
+
+
+def busy(repeats):
+    """Measure beside a process that never rests."""
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        for n, c, dtype in LARGE:
+            student, teacher = pair(n, c, dtype)
+            contestants = {
+                "plain": lambda s=student, t=teacher: plain(s, t),
+                "KLDivergence": lambda s=student, t=teacher: losses.kl_divergence(
+                    s, t, temperature=1.0
+                ),
+            }
+            result = compare(contestants, [student], repeats)
+            title = f"({n}, {c}) {str(dtype).removeprefix('torch.')}, beside a busy process"
+            show(title, result, student.numel() * student.element_size())
+            bar(f"{title}: time / plain", result["KLDivergence"][0], 0.45)
+    finally:
+        other.kill()
+
+
+def judge_peers(title, result, found):
+    ours = result["KLDivergence"]
     for name in found:
         bar(f"{title}: time / {name}", ours[0] / result[name][0], 0.999)
         bar(f"{title}: memory / {name}", ours[4] / result[name][4], 0.999)
@@ -260,9 +319,11 @@ def fused(repeats, tokens=2048, hidden=512, vocabulary=32000):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--only", default="large,family,small,fused")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", default="small,large,busy,fused,family")
     parser.add_argument("--json", default=None)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     versions = {}
     for name in ("torch", "torchtune", "trl", "nvidia-modelopt", "liger-kernel"):
         try:
@@ -270,10 +331,11 @@ def main():
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "absent"
     today = datetime.now(timezone.utc).date()
-    print(f"{today}, {platform.machine()}, {torch.get_num_threads()} threads, {versions}")
+    print(f"{today}, {where()}, {versions}")
+    parts = {"large": large, "busy": busy, "family": family, "small": small, "fused": fused}
     for name in options.only.split(","):
-        {"large": large, "family": family, "small": small, "fused": fused}[name](options.repeats)
-    print("\n### Bars\n\n| bar | measured | at most | met |\n|---|---|---|---|")
+        parts[name](options.repeats)
+    print(f"\n### Bars\n\n{where()}\n\n| bar | measured | at most | met |\n|---|---|---|---|")
     for what, measured, limit, met in VERDICTS:
         print(f"| {what} | {measured:.2f} | {limit:g} | {'yes' if met else 'NO'} |")
     if options.json:

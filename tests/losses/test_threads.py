@@ -49,12 +49,13 @@ def test_a_forked_process_starts_threads_of_its_own():
     child = os.fork()
     if child == 0:
         os._exit(0 if spread(str, [1, 2], 2) == ["1", "2"] else 1)
+    done = status = 0
     for _ in range(600):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             break
         time.sleep(0.05)
-    else:
+    if not done:
         os.kill(child, 9)
         os.waitpid(child, 0)
     assert done, "the child waits for threads that it does not have"
