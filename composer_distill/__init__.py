@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from composer_distill.losses import KLDivergence
     from composer_distill.students import copy_matching, layer_importance, student_from_teacher
     from composer_distill.teachers import Teacher
+    from composer_distill.terms.features.term import FeatureTerm
     from composer_distill.terms.judging import teacher_confident, teacher_correct
     from composer_distill.terms.label_maps import reorder_labels
     from composer_distill.terms.positions import all_positions, attended_positions, loss_positions
 
 __all__ = [
     "Distillation",
+    "FeatureTerm",
     "KLDivergence",
     "Teacher",
     "all_positions",
@@ -33,6 +35,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Distillation": "distillation",
+    "FeatureTerm": "terms.features.term",
     "KLDivergence": "losses",
     "Teacher": "teachers",
     "all_positions": "terms.positions",

@@ -14,6 +14,9 @@ from composer_distill.teachers import Teacher
 from composer_distill.teachers.roster import labels_of, to_teachers
 from composer_distill.teachers.sharding import Sharding
 from composer_distill.telemetry.observer import Observer
+from composer_distill.terms.features.companions import Companions
+from composer_distill.terms.features.matching import matching_terms
+from composer_distill.terms.features.term import FeatureTerm
 from composer_distill.terms.fused import FusedTerm
 from composer_distill.terms.judging import TeacherJudge, check_unjudged
 from composer_distill.terms.logits import LogitsTerm
@@ -24,12 +27,14 @@ from composer_distill.terms.student import StudentReader
 from composer_distill.terms.vocabulary import check_vocab_size
 from composer_distill.training.arguments import (
     check_choice,
+    check_feature_terms,
     check_loss,
     check_not_all_zero,
     check_sample_size,
     check_seed,
     describe_call,
 )
+from composer_distill.training.companions import CompanionTrainer, MakeOptimizer
 from composer_distill.training.evaluation import TeacherEvaluation
 from composer_distill.training.events import EventHandlers
 from composer_distill.training.logbook import Logbook
@@ -57,6 +62,7 @@ class Distillation(Algorithm):
             :class:`.KLDivergence` or ``torch.nn.MSELoss()``. More than one value is averaged.
             Or :class:`.FusedLinearKL` for language models: it reads hidden states instead, so that
             no teacher's logits exist, and of what is logged the losses and weights alone are left.
+            None to train on ``feature_terms`` alone.
         kd_loss_weight: Weight of the distillation term: a number, or a schedule, which is any
             callable of the Trainer's ``State``; Composer's schedulers are such.
         org_loss_weight: Weight of the student's own loss inside the window: likewise.
@@ -64,6 +70,11 @@ class Distillation(Algorithm):
             string such as ``'200ba'``, or a ``Time``. Exact to the batch.
         end_dur: First moment at which it no longer acts.
         n_teachers_to_sample: How many distinct teachers answer each batch; None: all of them.
+        feature_terms: Layers of the student that are compared with layers of the teachers, each a
+            :class:`FeatureTerm` with a weight of its own.
+        projector_optimizer: Makes an optimizer of a projector's parameters, such as
+            ``lambda parameters: AdamW(parameters, lr=1e-3)``. None: one of the student's kind, with
+            the learning rate that the student has in each batch.
         combine: How several answers become one target: ``'logits'``, their weighted mean, or
             ``'probabilities'``, the mixture whose forward KL has the gradient of the mean of the
             per-teacher forward KLs; it needs a ``kd_loss_fn`` that has a ``temperature``.
@@ -118,13 +129,15 @@ class Distillation(Algorithm):
         | Sequence[nn.Module | Teacher]
         | Mapping[str, nn.Module]
         | Mapping[Path, nn.Module],
-        kd_loss_fn: Callable[[Tensor, Tensor], Tensor] | FusedLinearKL,
+        kd_loss_fn: Callable[[Tensor, Tensor], Tensor] | FusedLinearKL | None,
         kd_loss_weight: Weight = 0.9,
         org_loss_weight: Weight = 0.1,
         start_dur: float | str | Time = 0.0,
         end_dur: float | str | Time = 1.0,
         n_teachers_to_sample: int | None = None,
         *,
+        feature_terms: Sequence[FeatureTerm] = (),
+        projector_optimizer: MakeOptimizer | None = None,
         combine: Literal["logits", "probabilities"] = "logits",
         seed: int = 0,
         student_output_fn: Callable[[Any], Any] | None = None,
@@ -136,10 +149,12 @@ class Distillation(Algorithm):
         verify_teachers: bool = True,
         teacher_sharding: Sharding = "auto",
     ) -> None:
-        check_loss(kd_loss_fn, combine)
+        self.feature_terms = check_feature_terms(feature_terms, on_nonfinite)
+        check_loss(kd_loss_fn, combine, needed=not self.feature_terms)
         check_weight(kd_loss_weight, "kd_loss_weight")
         check_weight(org_loss_weight, "org_loss_weight")
-        check_not_all_zero(kd_loss_weight, org_loss_weight)
+        if not self.feature_terms:
+            check_not_all_zero(kd_loss_weight, org_loss_weight)
         check_choice(on_nonfinite, "on_nonfinite", ("raise", "skip"))
         check_choice(teacher_sharding, "teacher_sharding", ("auto", "replicated", "sharded"))
         self.window = Window(to_time(start_dur, "start_dur"), to_time(end_dur, "end_dur"))
@@ -148,6 +163,7 @@ class Distillation(Algorithm):
         self.kd_loss_weight = kd_loss_weight
         self.org_loss_weight = org_loss_weight
         self.n_teachers_to_sample = check_sample_size(n_teachers_to_sample, len(self.teachers))
+        self.projector_optimizer = projector_optimizer
         self.combine = combine
         self.seed = check_seed(seed)
         self.student_output_fn = student_output_fn
@@ -171,18 +187,30 @@ class Distillation(Algorithm):
         reader = StudentReader(self.student_output_fn, mask_fn, self.vocab_size)
         loss, weight, on_nonfinite = self.kd_loss_fn, self._kd_weight, self.on_nonfinite
         fused = loss if isinstance(loss, FusedLinearKL) else None
-        observer = Observer(panel.labels) if self.telemetry and fused is None else None
+        reads_logits = loss is not None and fused is None
+        observer = Observer(panel.labels) if self.telemetry and reads_logits else None
         logits = LogitsTerm(panel, reader, loss, weight, observer, on_nonfinite, judge)
+        terms: list[Term] = []
         if fused is not None:
             check_unjudged(judge)
-            term: Term = FusedTerm(panel, reader, fused, weight, on_nonfinite)
-        else:
-            term = logits
+            terms.append(FusedTerm(panel, reader, fused, weight, on_nonfinite))
+        elif loss is not None:
+            terms.append(logits)
+        companions = Companions()
+        terms += matching_terms(self.feature_terms, panel, self, companions)
+        trainer = CompanionTrainer(
+            companions, self.projector_optimizer, trains=bool(self.feature_terms)
+        )
         evaluation = TeacherEvaluation(logits) if self.eval_teachers else None
-        return EventHandlers(self, panel, [term], Logbook(panel, observer), evaluation)
+        return EventHandlers(self, panel, terms, Logbook(panel, observer), evaluation, trainer)
 
     def _kd_weight(self, state: State) -> float:
         return weight_now(self.kd_loss_weight, state, "kd_loss_weight")
+
+    @property
+    def companions(self) -> dict[str, nn.Module]:
+        """What trains beside the student, projectors above all, by term, teacher and layer."""
+        return dict(self._events.companions.companions.modules)
 
     def match(self, event: Event, state: State) -> bool:
         """Return whether ``apply`` has something to do at ``event``."""
@@ -215,6 +243,7 @@ class Distillation(Algorithm):
             "Distillation",
             teachers=list(labels_of(self.teachers)),
             kd_loss_fn=self.kd_loss_fn,
+            **({"feature_terms": list(self.feature_terms)} if self.feature_terms else {}),
             kd_loss_weight=self.kd_loss_weight,
             org_loss_weight=self.org_loss_weight,
             start_dur=self.window.start.to_timestring(),

@@ -46,9 +46,12 @@ def test_import_is_silent():
 SURFACE = {
     "composer_distill": """
 Distillation(teachers, kd_loss_fn, kd_loss_weight=0.9, org_loss_weight=0.1, start_dur=0.0,
-    end_dur=1.0, n_teachers_to_sample=None, *, combine='logits', seed=0, student_output_fn=None,
-    mask_fn=None, vocab_size=None, on_nonfinite='raise', eval_teachers=False, telemetry=True,
-    verify_teachers=True, teacher_sharding='auto')
+    end_dur=1.0, n_teachers_to_sample=None, *, feature_terms=(), projector_optimizer=None,
+    combine='logits', seed=0, student_output_fn=None, mask_fn=None, vocab_size=None,
+    on_nonfinite='raise', eval_teachers=False, telemetry=True, verify_teachers=True,
+    teacher_sharding='auto')
+FeatureTerm(student, teacher=None, loss=None, weight=1.0, projector=None, mask_fn=None,
+    start_dur=None, end_dur=None, of='output', name=None)
 KLDivergence(temperature=4.0, dim=-1, reduction='mean', *, softmax_dim=None)
 Teacher(model, *, checkpoint=None, name=None, weight=1.0, input_fn=None, output_fn=None,
     dtype=None, compile=False, offload=False, microbatch_size=None, strict=True, ema=None)

@@ -49,6 +49,21 @@ def _keep_before(head: nn.Module, mask: Tensor) -> Iterator[None]:
         handle.remove()
 
 
+def without_logits(model: nn.Module) -> AbstractContextManager[Any]:
+    """Have a language model compute its logits at one position alone, where nobody reads them."""
+    head = _output_embedding(model)
+    if head is None:
+        return nullcontext()
+
+    def one(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        hidden = arguments[0] if arguments else None
+        if not isinstance(hidden, Tensor) or hidden.ndim != 3:
+            return None
+        return (hidden[:1, :1], *arguments[1:])
+
+    return head.register_forward_pre_hook(one)
+
+
 # What configurations of transformers call the caps and scales of logits
 _MAPS_LOGITS = ("final_logit_softcapping", "logits_soft_cap", "logits_scaling", "logit_scale")
 # Below this a cap can hide in the rounding, so the logits are looked at again

@@ -1,6 +1,6 @@
 """A teacher at work in a Trainer: placed or sharded, and asked without leaving a trace."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -8,13 +8,13 @@ import torch
 from composer.core import State, get_precision_context
 from torch import Tensor
 
-from composer_distill.teachers.heads import Head, HeadRecorder, only_at
+from composer_distill.teachers.heads import Head, HeadRecorder, only_at, without_logits
 from composer_distill.teachers.lending import Lending
 from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.teachers.outputs import call_model, extract_logits
 from composer_distill.teachers.sharding import Sharding, is_to_be_sharded, reshard, shard
 from composer_distill.teachers.streams import untouched_streams
-from composer_distill.teachers.teacher import Teacher
+from composer_distill.teachers.teacher import Extract, Forward, Teacher
 
 
 class LiveTeacher:
@@ -34,6 +34,7 @@ class LiveTeacher:
         self._away = False
         self._recorder: HeadRecorder | None = None
         self._lending = Lending(label)
+        self.call: Forward = call_model  # by which its model runs: others may listen there
 
     def prepare(self, state: State, sharding: Sharding) -> None:
         """Freeze the model, and place it on the Trainer's device or shard it, at INIT.
@@ -93,19 +94,35 @@ class LiveTeacher:
         logits = self._forward(microbatch, state, self._recorder)
         return self._recorder.take(logits), logits
 
+    def run(self, microbatch: Microbatch, state: State, *, whole: bool) -> None:
+        """Run the model for those who listen to its layers.
+
+        Args:
+            microbatch: What the student saw and answered; it is left unchanged.
+            state: The Trainer's state.
+            whole: Whether its output is read too; otherwise a language model's head does not run.
+        """
+        around = nullcontext() if whole else without_logits(self.teacher.model)
+        nothing = torch.empty(0)
+        self._forward(microbatch, state, around, lambda output: nothing)
+
     def _forward(
-        self, microbatch: Microbatch, state: State, around: AbstractContextManager[Any]
+        self,
+        microbatch: Microbatch,
+        state: State,
+        around: AbstractContextManager[Any],
+        extract: Extract | None = None,
     ) -> Tensor:
         """Return the model's raw logits, its forward run inside of ``around``."""
         # fp8 off, as in Composer's own evaluation: it needs sizes divisible by 16
         precision = get_precision_context(
             state.precision, state.precision_config, fp8_autocast_enabled=False
         )
-        extract = partial(extract_logits, owner=self.label)
+        extract = extract or partial(extract_logits, owner=self.label)
         with untouched_streams(microbatch.logits.device), torch.no_grad(), precision, around:
             with self._lending.lend(microbatch.view) as batch:
                 try:
-                    logits = self.teacher.forward(batch, call_model, extract)
+                    logits = self.teacher.forward(batch, self.call, extract)
                 except Exception as error:
                     _add_name(error, self.label)
                     raise

@@ -71,7 +71,7 @@ class FusedTerm:
             )
         self._student = HeadRecorder(state.model, "the student", skip=False)
 
-    def start_forward(self) -> None:
+    def start_forward(self, state: State) -> None:
         """BEFORE_FORWARD: begin to listen to the student's output embedding."""
         if self._student is not None:
             self._student.__enter__()

@@ -13,10 +13,12 @@ class FiniteGuard:
 
     Args:
         remedy: What to do about such a teacher, for the error.
+        what: What its answers are, for the error.
     """
 
-    def __init__(self, remedy: str) -> None:
+    def __init__(self, remedy: str, what: str = "logits") -> None:
         self._remedy = remedy
+        self._what = what
         self._extremes: dict[str, list[Tensor]] = {}  # that may be none, of the pass over the batch
         self._latest: list[Tensor] = []  # of them, those of the microbatch
 
@@ -69,6 +71,6 @@ class FiniteGuard:
         for label, extremes in noted.items():
             if not all(math.isfinite(next(values)) for _ in extremes):
                 raise ValueError(
-                    f"{label}: its logits hold NaN or infinity at batch {batch}. Check its "
+                    f"{label}: its {self._what} hold NaN or infinity at batch {batch}. Check its "
                     f"checkpoint and the precision, {self._remedy}"
                 )

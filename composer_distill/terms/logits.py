@@ -49,7 +49,7 @@ class LogitsTerm:
         self,
         panel: TeacherPanel,
         reader: StudentReader,
-        kd_loss_fn: Callable[[Tensor, Tensor], Tensor],
+        kd_loss_fn: Any,
         weight: Callable[[State], float],
         observer: Observer | None,
         on_nonfinite: str,
@@ -70,7 +70,7 @@ class LogitsTerm:
         """Read the student's task, and compare its tokenizer with the teachers', at INIT."""
         self.reader.prepare(state, self.panel.teachers, self.panel.labels)
 
-    def start_forward(self) -> None:
+    def start_forward(self, state: State) -> None:
         """Do nothing: the student's output is all that is needed."""
 
     def end_forward(self) -> None:

@@ -39,7 +39,7 @@ class Term(Protocol):
         """Check what can be checked, at INIT; raise where the term can't be measured."""
         ...
 
-    def start_forward(self) -> None:
+    def start_forward(self, state: State) -> None:
         """BEFORE_FORWARD of the student, where the term listens."""
         ...
 

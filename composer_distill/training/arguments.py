@@ -1,5 +1,6 @@
 """What ``Distillation`` refuses at construction, each with a remedy."""
 
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -7,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from composer_distill.losses import DistillationLoss
+from composer_distill.terms.features.term import FeatureTerm
 
 
 def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> None:
@@ -15,8 +17,27 @@ def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
-def check_loss(kd_loss_fn: Any, combine: str) -> None:
-    """Refuse at construction what can never be a distillation loss."""
+def check_feature_terms(terms: Any, on_nonfinite: str) -> tuple[FeatureTerm, ...]:
+    """Return ``feature_terms`` as a tuple, or refuse them."""
+    found = tuple(terms) if isinstance(terms, Iterable) else (terms,)
+    for index, term in enumerate(found):
+        if not isinstance(term, FeatureTerm):
+            raise TypeError(
+                f"feature_terms[{index}] must be a FeatureTerm, got {type(term).__name__}. "
+                "Pass FeatureTerm(student=..., teacher=..., loss=...)."
+            )
+    if found and on_nonfinite == "skip":
+        raise ValueError(
+            "on_nonfinite='skip' leaves out a teacher's logits and not its features. Use "
+            "on_nonfinite='raise' with feature_terms."
+        )
+    return found
+
+
+def check_loss(kd_loss_fn: Any, combine: str, *, needed: bool = True) -> None:
+    """Refuse at construction what can never be a distillation loss; None where one is needed."""
+    if kd_loss_fn is None and not needed:
+        return
     if not callable(kd_loss_fn):
         raise TypeError(
             f"kd_loss_fn must be callable as (student, teacher), got {type(kd_loss_fn).__name__}. "

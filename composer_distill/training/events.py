@@ -17,6 +17,7 @@ from composer_distill.teachers.splitting import shallow_copy
 from composer_distill.terms.panel import TeacherPanel
 from composer_distill.terms.protocol import Term
 from composer_distill.training.blending import Contribution
+from composer_distill.training.companions import CompanionTrainer
 from composer_distill.training.evaluation import TeacherEvaluation
 from composer_distill.training.logbook import Logbook
 from composer_distill.training.memory import agree_on_memory
@@ -46,6 +47,7 @@ class EventHandlers:
         terms: What is added to the student's own loss, each with its weight.
         book: Gathers a batch's values.
         evaluation: Lets the teachers answer evaluation sets; None where they do not.
+        companions: Trains what trains beside the student.
     """
 
     def __init__(
@@ -55,12 +57,14 @@ class EventHandlers:
         terms: Sequence[Term],
         book: Logbook,
         evaluation: TeacherEvaluation | None,
+        companions: CompanionTrainer,
     ) -> None:
         self._settings = settings
         self._panel = panel
         self._terms = tuple(terms)
         self._listeners = [term for term in self._terms if term.listens]
         self._book = book
+        self.companions = companions
         self._evaluates = evaluation is not None
         self._inside: bool | None = None  # the window, as of the batch that began last
         # Known from INIT on
@@ -123,6 +127,7 @@ class EventHandlers:
         """INIT: check the teachers against the student, freeze them, move them."""
         settings = self._settings
         check_apart(settings.teachers, state.model, state.optimizers or ())
+        self.companions.forget()
         self.identities = [teacher.identity() for teacher in settings.teachers]
         self.former_identities = [teacher.former_identity() for teacher in settings.teachers]
         check_alike_on_ranks(self.identities, self._panel.labels)
@@ -175,7 +180,7 @@ class EventHandlers:
         """BEFORE_FORWARD: some terms need more of the student than its output."""
         self._is_open = True
         for term in self._listeners:
-            term.start_forward()
+            term.start_forward(state)
 
     def _remember_view(self, state: State, logger: Logger) -> None:
         """AFTER_FORWARD: keep the view that the student saw, before labels are smoothed."""
@@ -214,6 +219,7 @@ class EventHandlers:
         """AFTER_TRAIN_BATCH: stop on a broken teacher before the optimizer's step."""
         for term in self._terms:
             term.check(int(state.timestamp.batch))
+        self.companions.end_pass(state)
         self._book.complete_pass()
         self._forget_microbatch()
 
@@ -227,12 +233,14 @@ class EventHandlers:
         """Keep nothing of a batch that ended, or of a pass that did not complete."""
         self._forget_microbatch()
         self._panel.forget()
+        self.companions.forget_batch()
         for term in self._terms:
             term.forget()
 
     def _log(self, state: State, logger: Logger) -> None:
         """BATCH_END: log one value a batch, the same on every rank."""
         metrics = self._book.take(state)
+        self.companions.step(state)
         self._forget_batch()
         if metrics:
             step = int(state.previous_timestamp.batch) if state.previous_timestamp else None

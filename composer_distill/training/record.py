@@ -8,6 +8,7 @@ from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
 from composer_distill.teachers.roster import check_same
+from composer_distill.training.companions import CompanionTrainer
 from composer_distill.weights.fingerprint import NO_WEIGHTS
 
 _log = logging.getLogger(__name__)
@@ -23,19 +24,26 @@ class Peer(Protocol):
         identities: Who each is, by the fingerprint of every byte.
         former_identities: Who each is, as former versions wrote it.
         verifies: Whether others are an error.
+        companions: What trains beside the student.
     """
 
     identities: list[str]
     former_identities: list[str]
+    companions: CompanionTrainer
 
     @property
     def verifies(self) -> bool: ...  # noqa: D102
 
 
 def written(peers: Sequence[Peer]) -> dict[str, Any]:
-    """Return plain types that tell who the teachers of all instances in a Trainer are."""
+    """Return plain types that tell who the teachers of all instances in a Trainer are.
+
+    What trains beside the student is bytes.
+    """
     identities = {str(index): peer.identities for index, peer in enumerate(peers)}
-    return {"teachers": identities, "fingerprint_rule": _RULE}
+    entry: dict[str, Any] = {"teachers": identities, "fingerprint_rule": _RULE}
+    states = {str(i): p.companions.state_dict() for i, p in enumerate(peers) if p.companions.any}
+    return {**entry, "companions": states} if states else entry
 
 
 def compare(saved: dict[str, Any], peers: Sequence[Peer]) -> None:
@@ -50,6 +58,10 @@ def compare(saved: dict[str, Any], peers: Sequence[Peer]) -> None:
     Raises:
         ValueError: Naming the first teacher that differs, of an instance that verifies its own.
     """
+    for index, peer in enumerate(peers):
+        companions = saved.get("companions", {}).get(str(index))
+        if companions is not None and peer.companions.any:
+            peer.companions.load_state_dict(companions)
     former = "fingerprint_rule" not in saved
     for index, peer in enumerate(peers):
         teachers = saved.get("teachers", {}).get(str(index))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from integration.harness import batch_norm_mlp
 from integration.workers import evaluating, memory, ranks
+from integration.workers import features as features_workers
 
 from composer_distill.terms.sampling import sample_teachers
 
@@ -225,3 +226,34 @@ def test_a_teacher_that_runs_out_of_memory_on_one_rank_restarts_the_batch_on_bot
         )
         expected = [value for _, value in alone["log"]["loss/train/kd"]]
         assert [value for _, value in together["log"]["loss/train/kd"]] == pytest.approx(expected)
+
+
+def tensors_of(found):
+    """Return the student's and the projector's weights, whatever wraps the student."""
+    (projector,) = found["projector"].values()
+    return [*sorted_values(found["weights"]), *sorted_values(projector)]
+
+
+@pytest.mark.parametrize("scenario", ["features", "features_in_microbatches"])
+def test_features_and_projectors_train_in_two_processes_as_in_one(two, scenario, tmp_path):
+    alone = features_workers.features(tmp_path)
+    for rank in (0, 1):
+        together = two(scenario, rank)
+        torch.testing.assert_close(tensors_of(together), tensors_of(alone), rtol=1e-6, atol=1e-7)
+        values = [value for _, value in together["log"]["distillation/features/3"]]
+        expected = [value for _, value in alone["log"]["distillation/features/3"]]
+        assert values == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_projector_that_ranks_made_apart_is_one_from_the_start(two):
+    first, second = (two("features_of_a_module_that_ranks_made_apart", rank) for rank in (0, 1))
+    torch.testing.assert_close(tensors_of(first), tensors_of(second), rtol=0, atol=0)
+
+
+def test_an_fsdp2_run_with_a_projector_resumes_bitwise(two):
+    for rank in (0, 1):
+        found = two("features_under_fsdp2", rank)
+        assert found["resumed"]["batches"] == found["straight"]["batches"] == 8
+        torch.testing.assert_close(found["resumed"], found["straight"], rtol=0, atol=0)
+    projectors = [two("features_under_fsdp2", rank)["straight"]["projector"] for rank in (0, 1)]
+    torch.testing.assert_close(*projectors, rtol=0, atol=0)

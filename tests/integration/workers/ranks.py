@@ -27,6 +27,12 @@ from integration.harness import (
 )
 from integration.workers.common import Crash, distil, found, share
 from integration.workers.evaluating import padded_evaluations
+from integration.workers.features import (
+    features,
+    features_in_microbatches,
+    features_of_a_module_that_ranks_made_apart,
+    features_under_fsdp2,
+)
 from integration.workers.meta_teachers import meta_teachers
 from integration.workers.resuming import (
     loaded_ddp,
@@ -246,6 +252,9 @@ SCENARIOS = [
     resumed,
     padded_evaluations,
     loaded_ddp,
+    features,
+    features_in_microbatches,
+    features_of_a_module_that_ranks_made_apart,
 ]
 SHARDED = [
     sharded_students,
@@ -253,6 +262,7 @@ SHARDED = [
     loaded_fsdp2,
     loaded_fsdp2_without_distillation,
     meta_teachers,
+    features_under_fsdp2,
 ]
 
 

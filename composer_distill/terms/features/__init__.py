@@ -1,0 +1,1 @@
+"""Terms of features: layers of the student against layers of its teachers."""
