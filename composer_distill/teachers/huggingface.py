@@ -1,6 +1,7 @@
 """Hugging Face models, built and filled from a folder, a name, or a Composer checkpoint."""
 
 import importlib
+import json
 import logging
 from collections.abc import Mapping
 from functools import reduce
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from composer_distill.teachers.confinement import check_settings, confined
 from composer_distill.teachers.streams import untouched_streams
 from composer_distill.teachers.tokenizers import folder_tokenizer, stored_tokenizer
 from composer_distill.weights.checkpoint import open_source
@@ -54,8 +56,10 @@ def _build_pretrained(transformers: Any, where: str, *, strict: bool) -> "PreTra
     if Path(where).is_dir():  # what is not to be read is said in our words, before transformers'
         with open_source(where) as contents:
             dtype = _type_of(contents)
-    with untouched_streams():
+    settings = _settings(where)
+    with untouched_streams(), confined(where, settings):
         config = _read_config(transformers, where)
+        check_settings(config.to_dict())
         model_class = _own_class(transformers, config, where)
         model, info = model_class.from_pretrained(
             where,
@@ -111,8 +115,8 @@ def build_from_composer(source: str | Path, *, name: str) -> nn.Module:
         entry = _stored_model(contents.stored)
         path, settings = str(entry.get("class")), dict(entry.get("content") or {})
         model_class = _transformers_class(transformers, path)
-        config = _config(model_class, settings)
-        with untouched_streams():
+        with untouched_streams(), confined(None, settings):
+            config = _config(model_class, settings)
             model: Any = HuggingFaceModel(model_class(config))
         model.tokenizer = stored_tokenizer(contents.stored, name)
         return model
@@ -126,6 +130,12 @@ def _transformers() -> Any:
             "Hugging Face models need transformers: pip install 'composer-distill[nlp]'"
         ) from error
     return transformers
+
+
+def _settings(where: str) -> Any:
+    """What a folder's configuration says, before anything is made of it."""
+    file = Path(where) / "config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def _read_config(transformers: Any, where: str) -> "PretrainedConfig":

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from composer_distill.teachers.confinement import confined
+
 log = logging.getLogger(__name__)
 
 # What a tokenizer is saved as, one of which is in every folder that holds one
@@ -73,7 +75,8 @@ def _read(folder_or_name: str, owner: str) -> Any | None:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder_or_name, trust_remote_code=False)
+        with confined(folder_or_name):
+            return AutoTokenizer.from_pretrained(folder_or_name, trust_remote_code=False)
     except Exception as error:  # whatever a library says to files that are not its own
         return _tell(owner, error)
 

@@ -1,0 +1,192 @@
+"""While a model is built from what a file says, nothing else than that file is within reach."""
+
+import importlib
+import importlib.util
+import re
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from composer_distill.weights.wording import plain
+
+_ONE_AT_A_TIME = threading.RLock()
+_REMEDY = "build the model yourself and pass Teacher(model, checkpoint=...)"
+# How timm is told to look for a model elsewhere
+_ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")
+_KNOWN_ATTENTION = re.compile(r"\w*")
+
+
+class Confined(ValueError):
+    """Something outside was asked for."""
+
+
+@contextmanager
+def confined(where: str | None, settings: Any = None) -> Iterator[None]:
+    """Let transformers build a model, tokenizer or configuration from one place alone.
+
+    Out of reach are, whichever key asks for it: modules that lie beside a model, code and kernels
+    of a hub, look-ups in other folders and repositories, and, where the place is no name on a hub,
+    the network. It holds for this thread; others are not disturbed.
+
+    Args:
+        where: The folder, or the name on a hub, that may be read; None for none.
+        settings: The configuration, to name the key in the error.
+
+    Raises:
+        ValueError: If something outside is asked for.
+    """
+    check_settings(settings)
+    refused: list[str] = []
+
+    def refuse(what: str, asked: Any = None) -> None:
+        refused.append(f"{_key_of(settings, asked)} asks for {what}{_named(asked)}")
+        raise Confined(refused[0])
+
+    with _ONE_AT_A_TIME, ExitStack() as stack:
+        thread = threading.get_ident()
+        for owner, name, check in _doors(where, refuse):
+            stack.enter_context(_guarded(owner, name, check, thread))
+        try:
+            yield
+        except Exception as error:
+            if not refused:
+                raise
+            raise ValueError(_told(refused[0])) from error
+        if refused:  # and what asked for it went on without
+            raise ValueError(_told(refused[0]))
+
+
+def check_settings(settings: Any) -> None:
+    """Refuse a configuration that asks for code or for another place, at any depth.
+
+    Args:
+        settings: Plain data.
+
+    Raises:
+        ValueError: If it does; the error names the key.
+
+    Example:
+        >>> check_settings({"backbone_kwargs": {"trust_remote_code": True}})  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        ValueError: its configuration's backbone_kwargs.trust_remote_code asks for code of its ...
+    """
+    for path, key, value in _entries(settings):
+        text = value if type(value) is str else ""
+        if key == "trust_remote_code" and value is not None and value is not False:
+            raise ValueError(_told(f"its configuration's {plain(path)} asks for code of its own"))
+        kernel = "attn_implementation" in path and not _KNOWN_ATTENTION.fullmatch(text)
+        if kernel or text.startswith(_ELSEWHERE):
+            what = "a kernel" if kernel else "another model"
+            raise ValueError(
+                _told(f"its configuration's {plain(path)} asks for {what}{_named(text)}")
+            )
+
+
+def _told(what: str) -> str:
+    return f"{what}, which is not given: nothing beside its own file is read or run; {_REMEDY}"
+
+
+def _doors(where: str | None, refuse: Callable[..., None]) -> Iterator[tuple[Any, str, Any]]:
+    """Where transformers goes out, with what looks at who goes there."""
+    import transformers.dynamic_module_utils as dynamic
+    import transformers.modeling_utils as modeling
+    import transformers.utils.hub as hub
+
+    def look_up(place: Any = None, *arguments: Any, **options: Any) -> None:
+        place = options.get("path_or_repo_id", options.get("pretrained_model_name_or_path", place))
+        names = options.get("filenames", arguments[0] if arguments else [])
+        if place is not None and not _same(place, where):
+            refuse("another folder or repository", str(place))
+        for name in names if isinstance(names, list | tuple) else [names]:
+            if type(name) is str and (Path(name).is_absolute() or ".." in Path(name).parts):
+                refuse("a file outside of its folder", name)
+
+    def code(*arguments: Any, **_: Any) -> None:
+        refuse("code of its own", str(arguments[0]) if arguments else None)
+
+    def module(name: Any, location: Any = None, *_: Any, **__: Any) -> None:
+        """Installed libraries import parts of themselves by path."""
+        installed = map(Path, (sys.prefix, sys.base_prefix, Path(modeling.__file__).parents[1]))
+        path = Path(str(location)).resolve()
+        if location is not None and not any(place.resolve() in path.parents for place in installed):
+            refuse("code of its own", str(name))
+
+    def kernel(*arguments: Any, **_: Any) -> None:
+        refuse("a kernel", str(arguments[0]) if arguments else None)
+
+    def network(*_: Any, **__: Any) -> None:
+        refuse("something on the network")
+
+    yield hub, "cached_files", look_up
+    yield modeling, "_get_resolved_checkpoint_files", look_up
+    yield dynamic, "get_class_in_module", code
+    yield dynamic, "get_cached_module_file", code
+    yield importlib.util, "spec_from_file_location", module
+    yield modeling, "get_kernel", kernel
+    if where is None or Path(where).is_dir():
+        yield socket, "getaddrinfo", network
+        yield socket.socket, "connect", network
+        yield socket.socket, "connect_ex", network
+
+
+@contextmanager
+def _guarded(owner: Any, name: str, check: Callable[..., None], thread: int) -> Iterator[None]:
+    """Put a check before a function for as long as this lasts, in one thread alone."""
+    function = getattr(owner, name, None)
+    if function is None:  # this version of transformers has no such door
+        yield
+        return
+    own = name in vars(owner)
+
+    def guard(*arguments: Any, **options: Any) -> Any:
+        if threading.get_ident() == thread:
+            check(*arguments, **options)
+        return function(*arguments, **options)
+
+    setattr(owner, name, guard)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, function)
+        else:
+            delattr(owner, name)
+
+
+def _same(place: Any, where: str | None) -> bool:
+    if where is None:
+        return False
+    if Path(where).is_dir():
+        return Path(str(place)).resolve() == Path(where).resolve()
+    return str(place) == where
+
+
+def _entries(settings: Any) -> Iterator[tuple[str, str, Any]]:
+    """Every entry of nested data, with its path and its own key."""
+    left: list[tuple[str, str, Any]] = [("", "", settings)]
+    while left:
+        path, key, value = left.pop()
+        if isinstance(value, Mapping):
+            start = f"{path}." if path else ""
+            left += [(f"{start}{plain(name, 60)}", str(name), item) for name, item in value.items()]
+        elif isinstance(value, list | tuple):
+            left += [(path, key, item) for item in value]
+        else:
+            yield path, key, value
+
+
+def _key_of(settings: Any, asked: Any) -> str:
+    """The key that names what was asked for, where one does."""
+    for path, _, value in _entries(settings):
+        if type(value) is str and value == asked:
+            return f"its configuration's {plain(path)}"
+    return "its configuration"
+
+
+def _named(asked: Any) -> str:
+    return f" ({plain(asked, 100)})" if asked else ""
