@@ -10,7 +10,7 @@ from composer_distill.losses.checks import (
     check_temperature,
 )
 from composer_distill.losses.kernel import added_up
-from composer_distill.losses.rows import as_rows, lay_out
+from composer_distill.losses.rows import Rows, as_rows, lay_out
 from composer_distill.losses.softened import Formula, soften
 
 
@@ -43,14 +43,7 @@ def divergence(
     fewest = 1 if formula.independent else 2
     if chosen == "none" or torch.compiler.is_compiling():
         rows = lay_out(student, teacher, mask, dim, chosen, fewest=fewest)
-        q, p = (
-            soften(logits, temperature, independent=formula.independent)
-            for logits in (rows.student, rows.teacher)
-        )
-        terms = factor * formula.terms(q, p, *formula.arguments)
-        if chosen == "none":
-            return rows.reduce_terms(terms)
-        return rows.reduce_divergence(terms.sum(-1))
+        return _by_terms(formula, rows, temperature, factor)
     check_inputs(student, teacher, mask, check_dim(dim), fewest)
     s, t, index = as_rows(student, dim), as_rows(teacher, dim), None
     if mask is not None and not bool(mask.all()):
@@ -60,3 +53,15 @@ def divergence(
     elif chosen == "batchmean":
         factor /= len(student) or 1
     return added_up(s, t, index, formula, temperature, factor)
+
+
+def _by_terms(formula: Formula, rows: Rows, temperature: float, factor: float) -> Tensor:
+    """Return ``factor`` times the divergence, in operations that autograd and dynamo understand."""
+    q, p = (
+        soften(logits, temperature, independent=formula.independent)
+        for logits in (rows.student, rows.teacher)
+    )
+    terms = factor * formula.terms(q, p, *formula.arguments)
+    if rows.reduction == "none":
+        return rows.reduce_terms(terms)
+    return rows.reduce_divergence(terms.sum(-1))

@@ -215,8 +215,9 @@ def chunked(
     dtype, slope = compute_dtype(student, teacher), factor / temperature
     threads = torch.get_num_threads() if student.is_cpu else 1
     few = 0 < len(student) <= _rows_at_once(student) * threads
+    how = (dtype, temperature, wanted)
     if few and index is None and student.dtype == dtype:
-        total, gradient = _total_and_gradient(formula, student, teacher, dtype, temperature, wanted)
+        total, gradient = _total_and_gradient(formula, student, teacher, *how)
         total = total.mul_(factor).clamp_(min=0.0)
         return Chunked(total, None if gradient is None else gradient.mul_(slope), None)
     n = (student if index is None else index).shape[0]
@@ -226,9 +227,7 @@ def chunked(
 
     def measure(rows: slice) -> Tensor:
         at = rows if index is None else index[rows]
-        part, found = _total_and_gradient(
-            formula, student[at], teacher[at], dtype, temperature, wanted
-        )
+        part, found = _total_and_gradient(formula, student[at], teacher[at], *how)
         if found is not None:
             _store(found, slope, gradient[rows], None if scale is None else scale[rows])
         return part

@@ -41,7 +41,9 @@ class Rows(NamedTuple):
     reduction: Reduction
 
     def reduce(self, values: Tensor) -> Tensor:
-        """Reduce one value a row, ``(N,)``.
+        """Reduce one value a row, ``(N,)``, to the mean over the rows that count, or to their sum.
+
+        For ``'batchmean'`` the sum is divided by the length of the first axis, as in torch.
 
         Returns:
             A scalar, or for ``'none'`` the shape of the logits without their class axis. Over no
@@ -103,16 +105,14 @@ def lay_out(
 ) -> Rows:
     """Check the arguments of a loss, and lay the logits out as rows without the masked ones.
 
-    The masked rows stay, as zeros, where no shape may depend on data: under ``torch.compile``, and
-    for a result with an entry for each position.
+    Under ``torch.compile``, and for a result with an entry a position, they stay, as zeros.
 
     Args:
         student: The student's logits.
         teacher: The teacher's logits. Their gradient stops here.
         mask: True where a position counts; ``None`` where all do.
         dim: The class axis.
-        reduction: ``'mean'`` over the rows that count, ``'sum'``, ``'batchmean'`` (the sum divided
-            by the length of the first axis, as in torch), or ``'none'``.
+        reduction: As in :meth:`Rows.reduce`.
         labels: One class a position, or ``None``.
         fewest: As in :func:`.check_inputs`.
 
@@ -126,12 +126,10 @@ def lay_out(
     s, t = as_rows(student, dim), as_rows(teacher.detach(), dim)
     y = None if labels is None else labels.reshape(-1).long()
     keep = None if mask is None else mask.reshape(-1)
-    if keep is None:
-        s, t = s.to(dtype), t.to(dtype)
-    elif chosen != "none" and not torch.compiler.is_compiling():
-        s, t = s[keep].to(dtype), t[keep].to(dtype)
-        y, keep = None if y is None else y[keep], None
-    else:
-        s, t = (torch.where(keep.unsqueeze(1), x.to(dtype), 0.0) for x in (s, t))
+    if keep is not None and chosen != "none" and not torch.compiler.is_compiling():
+        s, t, y, keep = s[keep], t[keep], None if y is None else y[keep], None
+    s, t = s.to(dtype), t.to(dtype)
+    if keep is not None:
+        s, t = (torch.where(keep.unsqueeze(1), x, 0.0) for x in (s, t))
         y = None if y is None else torch.where(keep, y, 0)
     return Rows(s, t, keep, y, student, dim, chosen)
