@@ -51,30 +51,20 @@ class Layer:
         return features
 
 
-def layers_of(
-    model: nn.Module, named: Any, of: Literal["output", "input"], owner: str
+def layers_by_name(
+    model: nn.Module, name: str, of: Literal["output", "input"], owner: str
 ) -> list[Layer]:
-    """Return the layers that a user names.
+    """Return the layers of a name or a glob.
 
     Args:
         model: The model, wrapped or not.
-        named: A name, a glob, a sequence of both, or a callable.
+        name: The name.
         of: Whether outputs or inputs are wanted.
         owner: Whose layers they are, for errors.
 
     Raises:
         ValueError: If a name is unknown.
     """
-    if isinstance(named, str):
-        return _by_name(model, named, of, owner)
-    if isinstance(named, Sequence):
-        return [layer for name in named for layer in _by_name(model, name, of, owner)]
-    return [Layer(getattr(named, "__name__", type(named).__name__), function=named)]
-
-
-def _by_name(
-    model: nn.Module, name: str, of: Literal["output", "input"], owner: str
-) -> list[Layer]:
     found = find(model, name, owner)
     return [Layer(plain, (Tap(plain, module, of),)) for plain, module in found]
 

@@ -16,7 +16,8 @@ from composer_distill.schedule import Window
 from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.terms.features.companions import Companions, build_projector
 from composer_distill.terms.features.exchange import Exchange
-from composer_distill.terms.features.layers import Layer, layers_of, pairs_of
+from composer_distill.terms.features.huggingface import read_layers
+from composer_distill.terms.features.layers import Layer, pairs_of
 from composer_distill.terms.features.masks import kept_rows, mask_for, telling
 from composer_distill.terms.features.term import FeatureTerm
 from composer_distill.terms.guard import FiniteGuard
@@ -183,10 +184,10 @@ class MatchingTerm:
     def _find(self, model: nn.Module) -> None:
         """Find the layers of the student and of each teacher."""
         term, panel = self.term, self._exchange.panel
-        ours = layers_of(model, term.student, term.of, "the student")
+        ours = read_layers(model, term.student, term.of, "the student")
         self._pairs = []
         for teacher, label in zip(panel.teachers, panel.labels, strict=True):
-            theirs = layers_of(teacher.model, term.teacher, term.of, label)
+            theirs = read_layers(teacher.model, term.teacher, term.of, label)
             self._pairs.append(pairs_of(ours, theirs, term.teacher))
         self._model = model
 

@@ -25,7 +25,9 @@ class FeatureTerm:
     pairs of layers it is the sum over pairs, with several teachers the mean by their shares.
 
     A layer is named as ``named_modules()`` of your own model shows it, whatever wraps it meanwhile.
-    Of a layer that returns a tuple the first tensor counts.
+    Of a layer that returns a tuple the first tensor counts. Hugging Face models also have
+    ``hidden_states.3``, ``attentions.2`` (probabilities), ``queries.5``, ``keys.5``, ``values.5``,
+    ``attention.5`` (these three together) and ``scores.5``.
 
     Args:
         student: The student's layers: a name; a glob such as ``'encoder.layer.*'``, whose ``*``

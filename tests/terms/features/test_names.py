@@ -1,7 +1,8 @@
 import pytest
 from torch import nn
 
-from composer_distill.terms.features.layers import layers_of, pairs_of
+from composer_distill.terms.features.huggingface import read_layers
+from composer_distill.terms.features.layers import pairs_of
 from composer_distill.terms.features.names import find, pair
 
 
@@ -78,13 +79,13 @@ def test_pairs():
 
 
 def test_a_glob_takes_every_second_layer_of_a_teacher_twice_as_deep():
-    student = layers_of(blocks(2), "encoder.layer.*", "output", "the student")
-    teacher = layers_of(blocks(4), "encoder.layer.*", "output", "the teacher")
+    student = read_layers(blocks(2), "encoder.layer.*", "output", "the student")
+    teacher = read_layers(blocks(4), "encoder.layer.*", "output", "the teacher")
     pairs = pairs_of(student, teacher, "encoder.layer.*")
     assert [(a.name, b.name) for a, b in pairs] == [
         ("encoder.layer.0", "encoder.layer.1"),
         ("encoder.layer.1", "encoder.layer.3"),
     ]
-    listed = layers_of(blocks(4), ("encoder.layer.3", "encoder.layer.0"), "output", "the teacher")
+    listed = read_layers(blocks(4), ("encoder.layer.3", "encoder.layer.0"), "output", "the teacher")
     pairs = pairs_of(student, listed, ("encoder.layer.3", "encoder.layer.0"))
     assert [b.name for _, b in pairs] == ["encoder.layer.3", "encoder.layer.0"]
