@@ -9,7 +9,7 @@ from composer.loggers import Logger
 from torch import Tensor, nn
 
 from composer_distill.losses import FusedLinearKL
-from composer_distill.schedule import Weight, Window, check_weight, to_time, weight_now
+from composer_distill.schedule import Weight, Window, to_time, weight_now
 from composer_distill.teachers import Teacher
 from composer_distill.teachers.roster import labels_of, to_teachers
 from composer_distill.teachers.sharding import Sharding
@@ -26,12 +26,12 @@ from composer_distill.terms.protocol import Term
 from composer_distill.terms.student import StudentReader
 from composer_distill.terms.vocabulary import check_vocab_size
 from composer_distill.training.arguments import (
-    check_choice,
+    check_choices,
     check_feature_terms,
     check_loss,
-    check_not_all_zero,
     check_sample_size,
     check_seed,
+    check_weights,
     describe_call,
 )
 from composer_distill.training.companions import CompanionTrainer, MakeOptimizer
@@ -39,6 +39,15 @@ from composer_distill.training.evaluation import TeacherEvaluation
 from composer_distill.training.events import EventHandlers
 from composer_distill.training.logbook import Logbook
 from composer_distill.training.record import compare, written
+
+Teachers = (
+    nn.Module
+    | Teacher
+    | Sequence[nn.Module | Teacher]
+    | Mapping[str, nn.Module]
+    | Mapping[Path, nn.Module]
+)
+"""A model, several, or checkpoints and the models that their weights go into."""
 
 
 class Distillation(Algorithm):
@@ -124,11 +133,7 @@ class Distillation(Algorithm):
 
     def __init__(
         self,
-        teachers: nn.Module
-        | Teacher
-        | Sequence[nn.Module | Teacher]
-        | Mapping[str, nn.Module]
-        | Mapping[Path, nn.Module],
+        teachers: Teachers,
         kd_loss_fn: Callable[[Tensor, Tensor], Tensor] | FusedLinearKL | None,
         kd_loss_weight: Weight = 0.9,
         org_loss_weight: Weight = 0.1,
@@ -151,33 +156,21 @@ class Distillation(Algorithm):
     ) -> None:
         self.feature_terms = check_feature_terms(feature_terms, on_nonfinite)
         check_loss(kd_loss_fn, combine, needed=not self.feature_terms)
-        check_weight(kd_loss_weight, "kd_loss_weight")
-        check_weight(org_loss_weight, "org_loss_weight")
-        if not self.feature_terms:
-            check_not_all_zero(kd_loss_weight, org_loss_weight)
-        check_choice(on_nonfinite, "on_nonfinite", ("raise", "skip"))
-        check_choice(teacher_sharding, "teacher_sharding", ("auto", "replicated", "sharded"))
+        check_weights(kd_loss_weight, org_loss_weight, alone=not self.feature_terms)
+        check_choices(on_nonfinite, teacher_sharding)
         self.window = Window(to_time(start_dur, "start_dur"), to_time(end_dur, "end_dur"))
         self.teachers = to_teachers(teachers)
-        self.kd_loss_fn = kd_loss_fn
-        self.kd_loss_weight = kd_loss_weight
-        self.org_loss_weight = org_loss_weight
+        self.kd_loss_fn, self.combine = kd_loss_fn, combine
+        self.kd_loss_weight, self.org_loss_weight = kd_loss_weight, org_loss_weight
         self.n_teachers_to_sample = check_sample_size(n_teachers_to_sample, len(self.teachers))
         self.projector_optimizer = projector_optimizer
-        self.combine = combine
-        self.seed = check_seed(seed)
+        self.seed, self.vocab_size = check_seed(seed), check_vocab_size(vocab_size)
         self.student_output_fn = student_output_fn
-        judges = isinstance(mask_fn, TeacherJudge)
-        self.mask_fn = mask_fn if judges else check_mask_fn(mask_fn)
-        self.vocab_size = check_vocab_size(vocab_size)
-        self.on_nonfinite = on_nonfinite
-        self.eval_teachers = eval_teachers
-        self.telemetry = telemetry
-        self.verify_teachers = verify_teachers
+        self.mask_fn = mask_fn if isinstance(mask_fn, TeacherJudge) else check_mask_fn(mask_fn)
+        self.on_nonfinite, self.verify_teachers = on_nonfinite, verify_teachers
+        self.eval_teachers, self.telemetry = eval_teachers, telemetry
         self.teacher_sharding: Sharding = teacher_sharding
-        # Composer asks for it at each event of each batch, so it is made once
-        self._text = self._described()
-        self._events = self._answering()
+        self._text, self._events = self._described(), self._answering()
 
     def _answering(self) -> EventHandlers:
         """Return what answers the events."""
@@ -236,6 +229,7 @@ class Distillation(Algorithm):
 
     def __repr__(self) -> str:
         """Describe the arguments, without memory addresses."""
+        # Composer asks for it at each event of each batch, so it is made once
         return self._text
 
     def _described(self) -> str:

@@ -89,7 +89,6 @@ def run(
     scaled = wanted and student.dtype == torch.float16
     scale, told = torch.empty_like(values), values.new_empty(3, n if tells else 0)
     first = values.new_empty(2, n if tells else 0, dtype=torch.int64)
-    block = min(_BLOCK, 1 << (classes - 1).bit_length())
     alpha, beta = (*formula.arguments, 0.0, 0.0)[:2]
     with torch.cuda.device(student.device) if student.is_cuda else torch.no_grad():
         kernels.rows[(n,)](
@@ -97,13 +96,11 @@ def run(
             *(values, gradient, scale, told, first, n, classes),
             *(*student.stride(), *teacher.stride(), classes),
             *(1.0 / temperature, slope, alpha, beta),
-            kind=getattr(kernels, formula.kernel or "").value,
             indexed=index is not None,
             wanted=wanted,
             scaled=scaled,
             tells=tells,
-            block=block,
-            num_warps=max(4, min(16, block // 256)),
+            **_constants(kernels, formula, classes),
         )
     return Measured(
         values,
@@ -111,6 +108,13 @@ def run(
         scale if scaled else None,
         *((told, first) if tells else (None, None)),
     )
+
+
+def _constants(kernels: Any, formula: Formula, classes: int) -> dict[str, int]:
+    """Return for which divergence and which size of rows the kernel is compiled."""
+    block = min(_BLOCK, 1 << (classes - 1).bit_length())
+    kind = getattr(kernels, formula.kernel or "").value
+    return {"kind": kind, "block": block, "num_warps": max(4, min(16, block // 256))}
 
 
 def agrees(reference: Callable[..., Any], formula: Formula, student: Tensor, like: Tensor) -> bool:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from composer_distill.losses import DistillationLoss
+from composer_distill.schedule import check_weight
 from composer_distill.terms.features.term import FeatureTerm
 
 
@@ -15,6 +16,12 @@ def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> None:
     """Refuse a word that is none of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
+def check_choices(on_nonfinite: Any, teacher_sharding: Any) -> None:
+    """Refuse words that ``Distillation`` does not know."""
+    check_choice(on_nonfinite, "on_nonfinite", ("raise", "skip"))
+    check_choice(teacher_sharding, "teacher_sharding", ("auto", "replicated", "sharded"))
 
 
 def check_feature_terms(terms: Any, on_nonfinite: str) -> tuple[FeatureTerm, ...]:
@@ -81,10 +88,12 @@ def check_seed(seed: Any) -> int:
     return int(seed)
 
 
-def check_not_all_zero(kd_loss_weight: Any, org_loss_weight: Any) -> None:
-    """Refuse weights with which nothing would be trained."""
+def check_weights(kd_loss_weight: Any, org_loss_weight: Any, *, alone: bool) -> None:
+    """Refuse weights out of their range, and where no other term trains, two that are 0."""
+    check_weight(kd_loss_weight, "kd_loss_weight")
+    check_weight(org_loss_weight, "org_loss_weight")
     weights = (kd_loss_weight, org_loss_weight)
-    if all(isinstance(weight, Real) and weight == 0 for weight in weights):
+    if alone and all(isinstance(weight, Real) and weight == 0 for weight in weights):
         raise ValueError(
             "kd_loss_weight and org_loss_weight are both 0, so nothing would be trained. "
             "Give one of them a positive weight."

@@ -26,6 +26,9 @@ from composer_distill.training.untrained import warn_of_untrained
 
 _log = logging.getLogger(__name__)
 
+Answer = Callable[[State, Logger], None]
+"""What is done at an event."""
+
 
 class Settings(Protocol):
     """What of ``Distillation`` is read here; weights and window may change while a run goes on."""
@@ -76,7 +79,11 @@ class EventHandlers:
         self._view: Any = None
         self._contribution = Contribution()
         self._is_open = False  # from its forward until its batch has been passed over
-        self._handlers: dict[Event, Callable[[State, Logger], None]] = {
+        self._handlers = self._answers(evaluation)
+
+    def _answers(self, evaluation: TeacherEvaluation | None) -> dict[Event, Answer]:
+        """Return what each event asks for."""
+        answers: dict[Event, Answer] = {
             Event.INIT: self._prepare,
             Event.FIT_START: self._check_run,
             Event.BEFORE_TRAIN_BATCH: self._start_pass,
@@ -88,11 +95,12 @@ class EventHandlers:
             Event.BATCH_END: self._log,
         }
         if evaluation is not None:
-            self._handlers |= {
+            answers |= {
                 Event.EVAL_START: evaluation.start,
                 Event.EVAL_AFTER_FORWARD: evaluation.update,
                 Event.EVAL_END: partial(self._log_evaluation, evaluation),
             }
+        return answers
 
     def match(self, event: Event, state: State) -> bool:
         """Return whether ``apply`` has something to do at ``event``."""
