@@ -9,6 +9,8 @@ from numbers import Real
 import numpy as np
 from composer.core import State, Time, TimeUnit
 
+from composer_distill.notes import noted
+
 Weight = float | Callable[[State], float]
 """A number, or a schedule: any callable of the Trainer's ``State``."""
 
@@ -146,7 +148,8 @@ def weight_now(weight: Weight, state: State, name: str) -> float:
     """
     if not callable(weight):
         return float(weight)
-    found = weight(state)
+    with noted(name, weight, f" at batch {int(state.timestamp.batch)}"):
+        found = weight(state)
     try:
         value = float(found)
     except (TypeError, ValueError) as error:

@@ -17,6 +17,7 @@ FLOORS = (
     ("telemetry", "students"),
     ("teachers",),
     ("losses", "weights", "schedule"),
+    ("notes",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 HALL = "__init__"  # hands the public names on, so that it knows those of any room

@@ -8,6 +8,7 @@ import torch
 from composer.core import State, get_precision_context
 from torch import Tensor
 
+from composer_distill.notes import add_note
 from composer_distill.teachers.heads import Head, HeadRecorder, only_at, without_logits
 from composer_distill.teachers.lending import Lending
 from composer_distill.teachers.microbatch import Microbatch
@@ -124,22 +125,13 @@ class LiveTeacher:
                 try:
                     logits = self.teacher.forward(batch, self.call, extract)
                 except Exception as error:
-                    _add_name(error, self.label)
+                    add_note(
+                        error,
+                        f"{self.label} failed on the student's batch. Other inputs go to it by "
+                        "Teacher(..., input_fn=...), another type by Teacher(..., dtype=...).",
+                    )
                     raise
             if self._sharded:
                 reshard(self.teacher.model)
         # A teacher may turn gradients or inference mode on in its own forward
         return logits.clone() if logits.is_inference() else logits.detach()
-
-
-def _add_name(error: Exception, label: str) -> None:
-    """Say which teacher an error of its forward comes from; its kind and text stay as they are.
-
-    Composer must still know an out-of-memory error for what it is. Before Python 3.11 errors take
-    no notes.
-    """
-    if hasattr(error, "add_note"):
-        error.add_note(  # pyright: ignore[reportAttributeAccessIssue]
-            f"{label} failed on the student's batch. Other inputs go to it by "
-            "Teacher(..., input_fn=...), another type by Teacher(..., dtype=...)."
-        )

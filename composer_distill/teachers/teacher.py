@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from composer_distill.notes import noted
 from composer_distill.teachers.arguments import (
     checked_callable,
     checked_dtype,
@@ -261,7 +262,8 @@ class Teacher:
     def _view(self, batch: Any) -> Any:
         view = shallow_copy(batch)
         if self.input_fn is not None:
-            view = self.input_fn(view)
+            with noted("input_fn", self.input_fn):
+                view = self.input_fn(view)
         if self.dtype is not None:
             dtype = self.dtype
             view = map_tensors(view, lambda x: x.to(dtype) if x.is_floating_point() else x)
@@ -269,7 +271,10 @@ class Teacher:
 
     def _answer(self, view: Any, call: Forward, extract: Extract) -> Tensor:
         raw = call(self.model, view)
-        return extract(raw if self.output_fn is None else self.output_fn(raw))
+        if self.output_fn is not None:
+            with noted("output_fn", self.output_fn):
+                raw = self.output_fn(raw)
+        return extract(raw)
 
 
 def _any_trains(model: nn.Module) -> bool:

@@ -1,11 +1,20 @@
 """Watch over teachers' answers: are they finite?"""
 
+import logging
 import math
 
 import torch
 from torch import Tensor
 
 from composer_distill.losses.precision import can_be_read
+
+_log = logging.getLogger(__name__)
+
+_BAD_LOSS = (
+    "kd_loss_fn returned NaN or infinity, though the logits of the student and its teachers were "
+    "finite"
+)
+_LOSS_REMEDY = "Look for a log or a root of 0, or a division by it, and bound it with clamp()."
 
 
 class FiniteGuard:
@@ -21,6 +30,8 @@ class FiniteGuard:
         self._what = what
         self._extremes: dict[str, list[Tensor]] = {}  # that may be none, of the pass over the batch
         self._latest: list[Tensor] = []  # of them, those of the microbatch
+        self._losses: list[Tensor] = []  # that may be none, of finite answers
+        self._told = False
 
     def start(self) -> None:
         """Begin a microbatch."""
@@ -28,7 +39,21 @@ class FiniteGuard:
 
     def forget(self) -> None:
         """Forget a batch that ended, or a pass that did not complete."""
-        self._extremes, self._latest = {}, []
+        self._extremes, self._latest, self._losses = {}, [], []
+
+    def note_loss(self, loss: Tensor, student: Tensor) -> None:
+        """Keep a loss that may be none though the student's logits are finite.
+
+        Args:
+            loss: The loss of the microbatch.
+            student: The student's logits that it was computed of.
+        """
+        loss = loss.detach()
+        if can_be_read(loss) and math.isfinite(loss.item()):
+            return
+        dtype = torch.promote_types(student.dtype, torch.float32)
+        sound = student.detach().sum(dtype=dtype).isfinite()
+        self._losses.append(torch.where(sound, loss, 0.0))
 
     def note(self, label: str, *answers: Tensor, axis: int | None = None) -> None:
         """Keep the least and the largest value, both finite where all values are.
@@ -65,12 +90,24 @@ class FiniteGuard:
             ValueError: Naming the first teacher whose answers held NaN or infinity.
         """
         noted, self._extremes = self._extremes, {}
-        if not noted:
+        losses, self._losses = self._losses, []
+        if not (noted or losses):
             return
-        values = iter(torch.stack([x for xs in noted.values() for x in xs]).tolist())
-        for label, extremes in noted.items():
-            if not all(math.isfinite(next(values)) for _ in extremes):
+        extremes = [x for both in noted.values() for x in both]
+        stacked = [torch.stack(found).double() for found in (extremes, losses) if found]
+        values = iter(torch.cat(stacked).tolist())
+        for label, both in noted.items():
+            if not all(math.isfinite(next(values)) for _ in both):
                 raise ValueError(
                     f"{label}: its {self._what} hold NaN or infinity at batch {batch}. Check its "
                     f"checkpoint and the precision, {self._remedy}"
                 )
+        if not all(map(math.isfinite, values)):
+            raise ValueError(f"{_BAD_LOSS} at batch {batch}. {_LOSS_REMEDY}")
+
+    def tell(self, batch: int) -> None:
+        """Say once that a loss was none; one synchronisation a batch until then."""
+        losses, self._losses = self._losses, []
+        if losses and not self._told and not torch.stack(losses).isfinite().all():
+            self._told = True
+            _log.warning("%s at batch %d. It counts 0 there. %s", _BAD_LOSS, batch, _LOSS_REMEDY)

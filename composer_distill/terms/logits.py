@@ -25,6 +25,7 @@ from composer_distill.terms.panel import TeacherPanel
 from composer_distill.terms.protocol import Measured
 from composer_distill.terms.student import StudentReader
 from composer_distill.terms.task import Task
+from composer_distill.terms.users_loss import GradientShield, UsersLoss
 
 _REMEDY = "map its outputs with Teacher(..., output_fn=...), or pass on_nonfinite='skip'."
 
@@ -64,6 +65,7 @@ class LogitsTerm:
         self.guard = FiniteGuard(_REMEDY)
         self._multi_hot = MultiHotWatch(kd_loss_fn)
         self._classes = compares_classes(kd_loss_fn)
+        self._users_loss = UsersLoss(kd_loss_fn)
         self._skips = on_nonfinite == "skip"
 
     def prepare(self, state: State) -> None:
@@ -77,9 +79,8 @@ class LogitsTerm:
         """Do nothing."""
 
     def check(self, batch: int) -> None:
-        """Raise ValueError where a teacher's answer to the batch held NaN or infinity."""
-        if not self._skips:
-            self.guard.check(batch)
+        """Raise ValueError where a teacher's answer, or the loss of finite ones, was not finite."""
+        self.guard.tell(batch) if self._skips else self.guard.check(batch)
 
     def forget(self) -> None:
         """Forget what was noted of a batch."""
@@ -177,9 +178,14 @@ class LogitsTerm:
         if self.judge is not None:
             microbatch, target, share = self.judge.judge(microbatch, target)
             values["distillation/judged_good"] = microbatch.logits.new_zeros(()) + share
-        loss, parts = self._distance(microbatch.compared, target)
+        compared = microbatch.compared
+        shield = GradientShield(compared.logits) if self._skips else None
+        logits = compared.logits if shield is None else shield.logits
+        loss, parts = self._distance(compared._replace(logits=logits), target)
         if microbatch.empty:
             loss = microbatch.zero()
+        self.guard.note_loss(loss, compared.logits)
+        loss = loss if shield is None else shield.close(loss)
         if self.judge is None:
             return loss, parts
         return loss * share, {name: part * share for name, part in parts.items()}
@@ -256,7 +262,7 @@ class LogitsTerm:
         """Return the loss as a scalar, in float32 or better, and its parts where it has several."""
         loss = self.kd_loss_fn
         if not isinstance(loss, DistillationLoss):
-            return _plain(loss, student.logits, teacher), {}
+            return self._users_loss(student.logits, teacher), {}
         if loss.needs_labels and student.labels is None:
             raise ValueError(
                 f"kd_loss_fn ({type(loss).__name__}) needs one class index for each position, "
@@ -268,18 +274,6 @@ class LogitsTerm:
         named = parts if len(parts) > 1 else {}
         whole = _scalar(loss.combine(parts))
         return whole, {name: _scalar(part) for name, part in named.items()}
-
-
-def _plain(loss: Callable[[Tensor, Tensor], Tensor], student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the value of a loss that is none of ours: whatever it returns, its mean."""
-    dtype = torch.promote_types(student.dtype, torch.float32)
-    distance = loss(student.to(dtype), teacher.to(dtype))
-    if not isinstance(distance, Tensor):
-        raise TypeError(
-            f"kd_loss_fn must return a tensor, got {type(distance).__name__}. "
-            "Do not call .item() or float() on it."
-        )
-    return distance.mean()
 
 
 def _scalar(value: Tensor) -> Tensor:

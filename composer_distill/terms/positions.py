@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from composer_distill.notes import noted
 from composer_distill.terms.task import IGNORED_LABEL, Task, next_labels
 
 MaskFn = Callable[[Any, Any], Tensor | None]
@@ -191,7 +192,8 @@ def kept_positions(
     elif mask_fn is loss_positions:
         mask = loss_positions(batch, outputs, shift=task.shift and not task.aligned)
     else:
-        mask = mask_fn(batch, outputs)
+        with noted("mask_fn", mask_fn):
+            mask = mask_fn(batch, outputs)
     if mask is None:
         return None
     name = getattr(mask_fn, "__name__", None) or type(mask_fn).__name__

@@ -7,6 +7,7 @@ from typing import Any
 from composer.core import State
 from torch import Tensor
 
+from composer_distill.notes import noted
 from composer_distill.teachers import Teacher
 from composer_distill.teachers.microbatch import Microbatch, select_positions
 from composer_distill.teachers.outputs import extract_logits
@@ -116,7 +117,8 @@ class StudentReader:
     def logits(self, outputs: Any) -> Tensor:
         """Return the logits of the student's output, padding of the vocabulary included."""
         if self._output_fn is not None:
-            outputs = self._output_fn(outputs)
+            with noted("student_output_fn", self._output_fn):
+                outputs = self._output_fn(outputs)
         return extract_logits(outputs, "the student")
 
     def read(

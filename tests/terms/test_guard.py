@@ -63,3 +63,35 @@ def test_nan_infinity_and_a_position_without_a_class_stop_there_too(guard, row):
     guard.note("teacher 0 (a)", torch.tensor([[1.0, 2.0, 3.0], row]), axis=-1)
     with pytest.raises(ValueError, match=r"teacher 0 \(a\).*at batch 0"):
         guard.check(0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_none_of_finite_logits_stops_the_run(guard, bad):
+    guard.note("teacher 0 (a)", FINE)
+    guard.note_loss(torch.tensor(1.0), FINE)
+    guard.note_loss(torch.tensor(bad), FINE)
+    with pytest.raises(
+        ValueError, match="kd_loss_fn returned NaN or infinity, .*at batch 7.*clamp"
+    ):
+        guard.check(7)
+    guard.check(8)
+
+
+def test_a_teacher_is_blamed_before_the_loss_of_its_answer(guard):
+    guard.note("teacher 0 (a)", BROKEN)
+    guard.note_loss(torch.tensor(float("nan")), FINE)
+    with pytest.raises(ValueError, match=r"teacher 0 \(a\)"):
+        guard.check(7)
+
+
+def test_a_student_that_diverged_is_not_the_loss_s_fault(guard):
+    guard.note_loss(torch.tensor(float("nan")), BROKEN)
+    guard.check(7)
+
+
+def test_it_is_told_once_where_nothing_stops(guard, caplog):
+    for batch in (3, 4):
+        guard.note_loss(torch.tensor(float("nan")), FINE)
+        guard.tell(batch)
+    assert caplog.text.count("kd_loss_fn returned NaN or infinity") == 1
+    assert "at batch 3" in caplog.text
