@@ -17,6 +17,7 @@ from composer_distill.teachers.tokenizers import folder_tokenizer, stored_tokeni
 from composer_distill.weights.checkpoint import open_source
 from composer_distill.weights.contents import Contents
 from composer_distill.weights.errors import named_errors
+from composer_distill.weights.memory import copy_out
 
 if TYPE_CHECKING:
     from transformers.configuration_utils import PretrainedConfig
@@ -48,7 +49,9 @@ def build_pretrained(
     """
     transformers = _transformers()
     with named_errors(name, folder_or_name):
-        return _build_pretrained(transformers, _folder_or_name(folder_or_name), strict=strict)
+        model = _build_pretrained(transformers, _folder_or_name(folder_or_name), strict=strict)
+        copy_out(model)
+        return model
 
 
 def _build_pretrained(transformers: Any, where: str, *, strict: bool) -> "PreTrainedModel":

@@ -181,4 +181,7 @@ def _memory(tensor: torch.Tensor) -> tuple[torch.device, int] | None:
         tensor = getattr(inner, inner.__tensor_flatten__()[0][0])
     if tensor.device.type == "meta" or tensor.numel() == 0:
         return None
-    return tensor.device, tensor.untyped_storage().data_ptr()
+    try:
+        return tensor.device, tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # sparse, nested: several memories, or none to see
+        return tensor.device, id(tensor)

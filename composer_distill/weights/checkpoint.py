@@ -4,6 +4,7 @@ import logging
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from composer_distill.weights.keys import Match, describe, likely_cause, match_k
 from composer_distill.weights.memory import materialize, release
 from composer_distill.weights.sources import resolve_path
 from composer_distill.weights.uris import Remote, parse_remote
+from composer_distill.weights.watch import check_unchanged, guarded, seen
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +86,10 @@ def open_source(source: str | Path, *, ema: bool | None = None) -> Iterator[Cont
     with clean_errors():
         remote = parse_remote(source)
         path = resolve_path(source) if remote is None else _fetch(remote)
+        before = seen(path)
         with (open_folder if path.is_dir() else open_file)(path, ema=ema) as contents:
-            yield contents
+            yield replace(contents, read=guarded(contents.read, before))
+            check_unchanged(before, mapped=contents.mapped)
 
 
 def _fetch(remote: Remote) -> Path:
@@ -97,12 +101,25 @@ def _fetch(remote: Remote) -> Path:
 
 def _fit(model: nn.Module, contents: Contents, *, strict: bool) -> Match:
     state = _state(model)
+    _check_dense(state)
     specs = {key: spec_of(tensor) for key, tensor in state.items()}
     made = {key: spec_of(buffer) for key, buffer in _unsaved(model).items()}
     match = match_keys(specs, contents.specs, _aliases(state), made)
     if match.complete or (match.pairs and (not strict or _loads_itself(model))):
         return match
     raise ValueError(_misfit(match, specs, contents))
+
+
+def _check_dense(state: dict[str, Tensor]) -> None:
+    """Refuse a model of which no file of plain tensors can fill a weight."""
+    for key, tensor in state.items():
+        if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
+            kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+            raise ValueError(
+                f"the model's {plain(key)} is a {'quantized' if tensor.is_quantized else kind} "
+                "tensor, which is not filled from a file; load the weights yourself, and pass "
+                "Teacher(model) without a checkpoint"
+            )
 
 
 def _misfit(match: Match, specs: dict[str, Spec], contents: Contents) -> str:
@@ -148,9 +165,22 @@ def _copy(model: nn.Module, match: Match, contents: Contents) -> None:
         for key, file_key in match.pairs.items():
             weight = contents.read(file_key)
             state[key].copy_(weight)
+            _check_whole_numbers(state[key], weight, key)
             if contents.mapped:
                 release(weight)
             del weight  # before the next one is read
+
+
+def _check_whole_numbers(ours: Tensor, weight: Tensor, key: str) -> None:
+    """Refuse integers that a smaller type has wrapped around."""
+    real = any(t.is_floating_point() or t.is_complex() for t in (ours, weight))
+    if real or ours.dtype in (weight.dtype, torch.bool):
+        return
+    if not torch.equal(ours.cpu().to(weight.dtype), weight):
+        raise ValueError(
+            f"its {plain(key)} ({weight.dtype}) holds numbers that the model's {ours.dtype} has no "
+            "room for; build the model with the file's type"
+        )
 
 
 def _reset(model: nn.Module, match: Match) -> None:
@@ -181,12 +211,20 @@ def _customised(module: nn.Module) -> bool:
 
 
 def _hand_over(model: nn.Module, match: Match, contents: Contents, *, strict: bool) -> None:
-    """Let the model load itself; the file stays mapped, but is no longer read piece by piece."""
-    weights = OrderedDict((new, contents.read(old)) for new, old in match.renamed.items())
+    """Let the model load itself from copies, of which it may keep what it likes.
+
+    A view of the mapped file would change with the file.
+    """
+    weights = OrderedDict((new, _own(contents, old)) for new, old in match.renamed.items())
     try:
         model.load_state_dict(weights, strict=strict)
     except Exception as error:  # Of the module's own code.
         raise ValueError(f"the model refused it: {error}") from error
+
+
+def _own(contents: Contents, key: str) -> Tensor:
+    weight = contents.read(key)
+    return weight.clone() if contents.mapped else weight
 
 
 def _first(keys: Iterable[str]) -> str:

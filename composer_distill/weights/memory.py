@@ -36,6 +36,20 @@ def _room(meta: Tensor, made: dict[int, Tensor]) -> Tensor:
     return made[id(meta)]
 
 
+def copy_out(model: nn.Module) -> None:
+    """Give a model's weights memory of their own, where they may be views of a mapped file.
+
+    transformers leaves them such views on a CPU: they change with the file, and a file that is cut
+    ends the process. One weight at a time is held twice.
+
+    Args:
+        model: The model, changed in place; what modules share stays shared.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.layout is torch.strided:
+            tensor.data = tensor.data.clone()
+
+
 def release(view: Tensor) -> None:
     """Let the pages under a view of a memory-mapped file go; they are read again when needed.
 

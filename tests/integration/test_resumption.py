@@ -102,6 +102,17 @@ def straight(request, tmp_path_factory):
     return request.param, whole, folder
 
 
+def test_where_the_last_checkpoint_is_half_written_the_one_before_it_goes_on(straight, tmp_path):
+    """As a run leaves it that is killed while Composer writes; docs/how-to-resume.md says so."""
+    name, whole, folder = straight
+    data = (folder / "ba6.pt").read_bytes()
+    (tmp_path / "ba6.pt").write_bytes(data[: len(data) // 2])
+    with pytest.raises((RuntimeError, OSError), match="PytorchStreamReader|Invalid argument"):
+        trainer(TERMS[name](), load_path=str(tmp_path / "ba6.pt"))
+    resumed = run(TERMS[name](), load_path=str(folder / "ba5.pt"))
+    assert_same(resumed.state.model, whole.state.model)
+
+
 @pytest.mark.parametrize("batch", range(1, N_BATCHES))
 def test_a_run_resumed_from_any_batch_ends_where_the_straight_one_ends(straight, batch):
     name, whole, folder = straight
