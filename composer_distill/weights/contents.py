@@ -93,6 +93,16 @@ def of_tensors(
     Raises:
         ValueError: If one of them is sparse, quantized or without values.
     """
+    specs = specs_of(tensors)
+    return Contents(path, kind, specs, tensors.__getitem__, mapped, stored or {})
+
+
+def specs_of(tensors: Mapping[str, Tensor]) -> dict[str, Spec]:
+    """Describe dense tensors.
+
+    Raises:
+        ValueError: If one of them is sparse, quantized or without values.
+    """
     for name, tensor in tensors.items():
         if isinstance(tensor, OddTensor):
             raise ValueError(f"its {plain(name)} is no dense tensor with values, but {tensor.kind}")
@@ -100,5 +110,4 @@ def of_tensors(
             raise ValueError(
                 f"its {plain(name)} is no dense tensor with values, but {tensor.type()}"
             )
-    specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
-    return Contents(path, kind, specs, tensors.__getitem__, mapped, stored or {})
+    return {name: spec_of(tensor) for name, tensor in tensors.items()}

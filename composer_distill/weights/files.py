@@ -6,10 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from composer_distill.weights.contents import Contents, holds_weights, of_tensors, spec_of
+from composer_distill.weights.contents import Contents, holds_weights, of_tensors, specs_of
 from composer_distill.weights.errors import plain
 from composer_distill.weights.keys import match_keys
 from composer_distill.weights.pickles import check_archive, is_archive, read_pickled
@@ -141,8 +140,8 @@ def _exchange(weights: dict[str, Tensor], beside: object, ema: bool) -> dict[str
         if found and not holds_weights(found):
             raise ValueError("its EMA weights are no tensors; leave ema out")
         held |= found or {}
+    specs, others = specs_of(weights), specs_of(held)
     ties = _ties(weights)
-    specs, others = ({key: spec_of(x) for key, x in side.items()} for side in (weights, held))
     match = match_keys(specs, others, ties)
     lacking = [*match.missing, *match.mismatched]
     if lacking or not held:
@@ -163,7 +162,7 @@ def _ties(weights: Mapping[str, Tensor]) -> list[frozenset[str]]:
     """The names that share their values in the file, as ``torch.save`` keeps tied weights."""
     names: defaultdict[object, set[str]] = defaultdict(set)
     for key, tensor in weights.items():
-        if tensor.layout is torch.strided and tensor.numel():
+        if tensor.numel():
             names[tensor.data_ptr(), tensor.shape, tensor.stride()].add(key)
     return [frozenset(keys) for keys in names.values() if len(keys) > 1]
 

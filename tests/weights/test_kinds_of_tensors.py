@@ -69,6 +69,24 @@ def test_a_teacher_that_holds_them_teaches(name):
 
 
 @pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("place", ["model", "average"])
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning", "ignore:.*PyTorch API:UserWarning")
+def test_a_file_that_holds_one_is_refused_by_name(tmp_path, kind, place):
+    plain = model_with(torch.ones(4, 4))
+    states = {"model": plain.state_dict(), "average": plain.state_dict()}
+    states[place]["x"] = odd(kind)
+    held = {"named_parameters_dict": states["average"], "named_buffers_dict": {}}
+    ema = {"ema_weights_active": True, "ema_started": True, "ema_model": held}
+    state = {"model": states["model"], "algorithms": [("EMA", ema)]}
+    torch.save({"state": state}, tmp_path / "a.pt")
+    said = r"its x is no dense tensor with values, but .*; "
+    with pytest.raises(ValueError, match=f"the expert: .*{said}"):
+        load_weights(plain, tmp_path / "a.pt", name="the expert", ema=place == "model")
+    if place == "model":
+        assert "its x is no dense tensor with values, but" in describe(str(tmp_path / "a.pt"))
+
+
+@pytest.mark.parametrize("kind", ODD)
 @pytest.mark.filterwarnings("ignore:Sparse:UserWarning", "ignore:.*PyTorch API:UserWarning")
 def test_a_model_that_no_file_fills_is_refused_by_name(tmp_path, kind):
     torch.save(model_with(torch.ones(4, 4)).state_dict(), tmp_path / "a.pt")
