@@ -148,7 +148,7 @@ def readable(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("readable")
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])  # -inf rules one class out
 def test_a_teacher_that_answers_no_numbers_stops_the_run_before_its_batch_trains(bad):
     broken = Broken(mlp(2), bad, batch=2)
     student = Classifier(mlp(0))
