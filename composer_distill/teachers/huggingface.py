@@ -18,6 +18,7 @@ from composer_distill.weights.checkpoint import open_source
 from composer_distill.weights.contents import Contents
 from composer_distill.weights.errors import named_errors
 from composer_distill.weights.memory import copy_out
+from composer_distill.weights.wording import plain
 
 if TYPE_CHECKING:
     from transformers.configuration_utils import PretrainedConfig
@@ -116,7 +117,7 @@ def build_from_composer(source: str | Path, *, name: str) -> nn.Module:
 
     with named_errors(name, source), open_source(source) as contents:
         entry = _stored_model(contents.stored)
-        path, settings = str(entry.get("class")), dict(entry.get("content") or {})
+        path, settings = plain(entry.get("class")), dict(entry.get("content") or {})
         model_class = _transformers_class(transformers, path)
         with untouched_streams(), confined(None, settings):
             config = _config(model_class, settings)

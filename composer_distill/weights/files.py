@@ -174,7 +174,7 @@ def algorithms(stored: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         return []
     pairs = found.items() if isinstance(found, Mapping) else found
     return [
-        (str(pair[0]), pair[1] if isinstance(pair[1], dict) else {})
+        (plain(pair[0]), pair[1] if isinstance(pair[1], dict) else {})
         for pair in pairs
         if isinstance(pair, tuple | list) and len(pair) == 2
     ]

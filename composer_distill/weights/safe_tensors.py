@@ -10,6 +10,7 @@ from torch import Tensor
 
 from composer_distill.weights.contents import Spec
 
+MAX_ENTRIES = 200_000
 _MAX_HEADER = 100_000_000  # safetensors' own bound
 
 
@@ -38,11 +39,20 @@ def open_safetensors(path: Path) -> Iterator[tuple[Callable[[str], Tensor], dict
         raise ImportError(
             f"{path} needs the safetensors library: pip install safetensors"
         ) from error
+    _check_header(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file.get_tensor, _specs(path)
     except SafetensorError as error:
         raise ValueError(f"it is a damaged safetensors file ({error})") from error
+
+
+def _check_header(path: Path) -> None:
+    """Count the entries before anything is made of them: each begins with a brace."""
+    with path.open("rb") as stream:
+        header = stream.read(int.from_bytes(stream.read(8), "little"))
+    if header.count(b"{") > MAX_ENTRIES:
+        raise ValueError(f"it names more than {MAX_ENTRIES:,} tensors, as no checkpoint does")
 
 
 def _specs(path: Path) -> dict[str, Spec]:

@@ -151,6 +151,8 @@ def _read_chunk(
             f"its piece of {plain(key)} at {tuple(chunk.offsets)} has another shape or type than "
             f"its .metadata says ({tuple(chunk.sizes)}, {dtype}); save the checkpoint again"
         )
+    if piece.nbytes > piece.untyped_storage().nbytes():
+        raise ValueError(f"its piece of {plain(key)} claims to be more than the bytes it has")
     return piece
 
 

@@ -8,11 +8,13 @@ import pathlib
 import pickle
 import struct
 import tracemalloc
+import warnings
 import zipfile
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import nn
 
 from composer_distill.teachers import load_weights
@@ -206,6 +208,30 @@ def test_an_expanded_tensor_is_not_copied_to_be_told_of(tmp_path):
     assert "its weight is torch.Size([2, 536870912]), far more than" in describe(
         str(tmp_path / "a.pt")
     )
+
+
+def test_a_million_empty_tensors(tmp_path):
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({f"w{n}": entry for n in range(250_000)}).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match="it names more than 200,000 tensors"):
+        load_weights(nn.Linear(1, 1), path)
+
+
+def test_a_piece_of_a_sharded_weight_has_the_bytes_that_it_claims(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save({"weight": torch.ones(2, 1).expand(2, 2**20)}, checkpoint_id=tmp_path)
+    shard = tmp_path / "__0_0.distcp"
+    buffer = io.BytesIO()
+    torch.save(torch.ones(2, 1).expand(2, 2**20), buffer)
+    shard.write_bytes(buffer.getvalue())
+    metadata = pickle.loads((tmp_path / ".metadata").read_bytes())
+    for place in metadata.storage_data.values():
+        place.offset, place.length = 0, len(buffer.getvalue())
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata))
+    assert "its piece of weight claims to be more" in describe(str(tmp_path))
 
 
 def test_classes_of_the_process_stay_as_they_are(tmp_path):
