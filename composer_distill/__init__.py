@@ -10,19 +10,21 @@ if TYPE_CHECKING:
     from composer_distill.distillation import Distillation
     from composer_distill.losses import KLDivergence
     from composer_distill.students import copy_matching, layer_importance, student_from_teacher
-    from composer_distill.teachers import Teacher
+    from composer_distill.teachers import CachedTeacher, Teacher, cache_teacher
     from composer_distill.terms.features.term import FeatureTerm
     from composer_distill.terms.judging import teacher_confident, teacher_correct
     from composer_distill.terms.label_maps import reorder_labels
     from composer_distill.terms.positions import all_positions, attended_positions, loss_positions
 
 __all__ = [
+    "CachedTeacher",
     "Distillation",
     "FeatureTerm",
     "KLDivergence",
     "Teacher",
     "all_positions",
     "attended_positions",
+    "cache_teacher",
     "copy_matching",
     "layer_importance",
     "loss_positions",
@@ -34,12 +36,14 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CachedTeacher": "teachers",
     "Distillation": "distillation",
     "FeatureTerm": "terms.features.term",
     "KLDivergence": "losses",
     "Teacher": "teachers",
     "all_positions": "terms.positions",
     "attended_positions": "terms.positions",
+    "cache_teacher": "teachers",
     "copy_matching": "students",
     "layer_importance": "students",
     "loss_positions": "terms.positions",

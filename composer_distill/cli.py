@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from composer_distill import __version__
 
@@ -52,21 +53,76 @@ def _build_parser() -> argparse.ArgumentParser:
         help="how many pairs of students to train (default: 4, with --fast 2)",
     )
     demo.set_defaults(run=_demo)
+    _add_cache(commands)
     inspect = commands.add_parser(
         "inspect",
-        help="tell what a checkpoint holds and whether it is safe to read",
-        description="Print what a checkpoint holds, without building a model and without "
-        "executing anything that is in it.",
+        help="tell what a checkpoint or a cache holds and whether it is safe to read",
+        description="Print what a checkpoint or a cache of a teacher's answers holds, without "
+        "building a model and without executing anything that is in it.",
     )
     inspect.add_argument("source", metavar="PATH", help="a path, or the URI of an object store")
     inspect.set_defaults(run=_inspect)
     return parser
 
 
+def _add_cache(commands: Any) -> None:
+    cache = commands.add_parser(
+        "cache",
+        help="let a language model answer texts once, for students to train from",
+        description="Keep a Hugging Face model's answers to a folder of tokenized texts, for "
+        "CachedTeacher. A run that was stopped goes on when it is given again. Under Composer's "
+        "launcher each process answers its share.",
+    )
+    cache.add_argument("teacher", type=Path, metavar="MODEL", help="a Hugging Face folder")
+    cache.add_argument("data", type=Path, metavar="DATA", help="a folder of JSONL or MDS files")
+    cache.add_argument("output", type=Path, metavar="DIR", help="where the answers go")
+    what = cache.add_mutually_exclusive_group()
+    what.add_argument("--top-k", type=_positive_integer, metavar="K", help="keep the K likeliest")
+    what.add_argument("--samples", type=_positive_integer, metavar="N", help="keep N draws")
+    cache.add_argument("--temperature", type=float, default=1.0, metavar="T")
+    cache.add_argument("--seed", type=int, default=0, metavar="S", help="of the draws")
+    cache.add_argument("--batch-size", type=_positive_integer, default=8, metavar="B")
+    cache.add_argument("--max-length", type=_positive_integer, metavar="L", help="cut texts here")
+    cache.add_argument("--precision", default="fp32", choices=("fp32", "amp_bf16", "amp_fp16"))
+    cache.add_argument("--device", choices=("cpu", "gpu"), help="default: a GPU where there is one")
+    cache.set_defaults(run=_cache)
+
+
+def _cache(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    from composer_distill.caching.inspection import describe_cache
+    from composer_distill.caching.tokens import token_loader
+    from composer_distill.teachers import Teacher
+    from composer_distill.teachers.recording import cache_teacher
+
+    try:
+        data = token_loader(options.data, options.batch_size, max_length=options.max_length)
+        manifest = cache_teacher(
+            Teacher.from_pretrained(options.teacher),
+            data,
+            options.output,
+            top_k=options.top_k,
+            samples=options.samples,
+            temperature=options.temperature,
+            seed=options.seed,
+            precision=options.precision,
+            device=options.device,
+            progress_bar=True,
+        )
+    except (OSError, ImportError, ValueError, RuntimeError) as error:
+        parser.error(str(error))
+    print(describe_cache(options.output, manifest))
+    return 0
+
+
 def _inspect(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    from composer_distill.caching.inspection import describe_cache, manifest_of
     from composer_distill.weights.inspection import REFUSED, describe
 
     try:
+        manifest = manifest_of(options.source)
+        if manifest is not None:
+            print(describe_cache(options.source, manifest))
+            return 0
         text = describe(options.source)
     except (OSError, ImportError) as error:
         parser.error(f"PATH: {error}")

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from composer_distill.losses import FusedLinearKL
 from composer_distill.schedule import Weight, Window, to_time, weight_now
-from composer_distill.teachers import Teacher
-from composer_distill.teachers.roster import labels_of, to_teachers
+from composer_distill.teachers.roster import AnyTeacher, labels_of, to_teachers
 from composer_distill.teachers.sharding import Sharding
 from composer_distill.telemetry.observer import Observer
 from composer_distill.terms.features.companions import Companions
@@ -23,6 +22,7 @@ from composer_distill.terms.logits import LogitsTerm
 from composer_distill.terms.panel import TeacherPanel
 from composer_distill.terms.positions import MaskFn, check_mask_fn
 from composer_distill.terms.protocol import Term
+from composer_distill.terms.sparse import SparseTerm, check_not_evaluated, is_sparse
 from composer_distill.terms.student import StudentReader
 from composer_distill.terms.vocabulary import check_vocab_size
 from composer_distill.training.arguments import (
@@ -42,8 +42,8 @@ from composer_distill.training.record import compare, written
 
 Teachers = (
     nn.Module
-    | Teacher
-    | Sequence[nn.Module | Teacher]
+    | AnyTeacher
+    | Sequence[nn.Module | AnyTeacher]
     | Mapping[str, nn.Module]
     | Mapping[Path, nn.Module]
 )
@@ -66,7 +66,8 @@ class Distillation(Algorithm):
     Args:
         teachers: A trained model; a sequence of models; or a mapping of checkpoint to model, whose
             weights are loaded. A model is a ``ComposerModel``, a plain module, a Hugging Face model
-            or a :class:`Teacher` with options. They are frozen and kept in eval mode.
+            or a :class:`.Teacher` with options. They are frozen and kept in eval mode. Or a
+            :class:`.CachedTeacher`, whose answers were kept.
         kd_loss_fn: Any callable ``(student, teacher) -> tensor`` of logits, such as
             :class:`.KLDivergence` or ``torch.nn.MSELoss()``. More than one value is averaged.
             Or :class:`.FusedLinearKL` for language models: it reads hidden states instead, so that
@@ -187,6 +188,9 @@ class Distillation(Algorithm):
         if fused is not None:
             check_unjudged(judge)
             terms.append(FusedTerm(panel, reader, fused, weight, on_nonfinite))
+        elif loss is not None and is_sparse(self.teachers):
+            check_not_evaluated(self.eval_teachers)
+            terms.append(SparseTerm(logits, loss, weight))
         elif loss is not None:
             terms.append(logits)
         companions = Companions()

@@ -16,6 +16,7 @@ FLOORS = (
     ("terms",),
     ("telemetry", "students"),
     ("teachers",),
+    ("caching",),
     ("losses", "weights", "schedule"),
     ("notes",),
 )

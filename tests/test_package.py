@@ -45,6 +45,7 @@ def test_import_is_silent():
 # Every public name and how it is called. A change here is a change for users: tell the changelog.
 SURFACE = {
     "composer_distill": """
+CachedTeacher(folder, teacher=None, *, name=None, weight=1.0, unfinished=False, tail='bucket')
 Distillation(teachers, kd_loss_fn, kd_loss_weight=0.9, org_loss_weight=0.1, start_dur=0.0,
     end_dur=1.0, n_teachers_to_sample=None, *, feature_terms=(), projector_optimizer=None,
     combine='logits', seed=0, student_output_fn=None, mask_fn=None, vocab_size=None,
@@ -59,6 +60,9 @@ Teacher.from_pretrained(folder_or_name, **options)
 Teacher.from_composer_checkpoint(path, **options)
 all_positions(batch, outputs=None)
 attended_positions(batch, outputs=None)
+cache_teacher(teacher, data, folder, *, top_k=None, samples=None, temperature=1.0, seed=0,
+    dtype=None, vocab_size=None, precision='fp32', device=None, views=None, shard_bytes=33554432,
+    progress_bar=False)
 copy_matching(student, teacher)
 layer_importance(model, batches, *, stack=None)
 loss_positions(batch, outputs=None, *, shift=True)
@@ -148,10 +152,14 @@ total_variation(student, teacher, mask=None, *, temperature=1.0, dim=-1, reducti
 variational_information(student, teacher, mask=None, *, variance, dim=1)
 """,
     "composer_distill.teachers": """
+CachedTeacher(folder, teacher=None, *, name=None, weight=1.0, unfinished=False, tail='bucket')
 Teacher(model, *, checkpoint=None, name=None, weight=1.0, input_fn=None, output_fn=None,
     dtype=None, compile=False, offload=False, microbatch_size=None, strict=True, ema=None)
 Teacher.from_pretrained(folder_or_name, **options)
 Teacher.from_composer_checkpoint(path, **options)
+cache_teacher(teacher, data, folder, *, top_k=None, samples=None, temperature=1.0, seed=0,
+    dtype=None, vocab_size=None, precision='fp32', device=None, views=None, shard_bytes=33554432,
+    progress_bar=False)
 load_weights(model, source, *, name='teacher', strict=True, ema=None)
 """,
 }
@@ -206,7 +214,8 @@ def imported_packages():
 def test_every_package_that_is_imported_is_declared():
     text = (ROOT / "pyproject.toml").read_text()
     needs = re.search(r"\ndependencies = \[(.*?)\n\]", text, re.S)
-    extras = re.findall(r"^(?:demo|nlp) = \[(.*)\]$", text, re.M)
+    extras = re.findall(r"^(?:cache|demo|nlp) = \[(.*)\]$", text, re.M)
+    assert needs is not None
     declared = set(re.findall(r'"([A-Za-z0-9_-]+)[^"]*"', " ".join([needs[1], *extras])))
     imported = set(imported_packages()) - set(sys.stdlib_module_names) - {"composer_distill"}
     imported = {DISTRIBUTIONS.get(name, name) for name in imported}

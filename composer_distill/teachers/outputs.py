@@ -85,6 +85,35 @@ def extract_logits(output: Any, owner: str) -> Tensor:
     return logits
 
 
+def names_read(model: nn.Module, batch: Any) -> tuple[str, ...] | None:
+    """Return the names of a batch's entries that :func:`call_model` hands to a model, in order.
+
+    Args:
+        model: The model.
+        batch: The batch.
+
+    Returns:
+        The names, ``labels`` among them where a decoder's inputs are made of them; or None where
+        the model takes the batch, or its input, whole.
+    """
+    if hasattr(model, "eval_forward"):
+        if not (isinstance(batch, Mapping) and hasattr(model, "model_forward_args")):
+            return None
+        inputs, names = batch, set(model.model_forward_args)  # pyright: ignore[reportArgumentType]
+        model = getattr(model, "model", model)
+    else:
+        inputs = batch[0] if isinstance(batch, Sequence) else batch
+        if not isinstance(inputs, Mapping):
+            return None
+        names = _forward_names(model)
+    unlabelled = inputs.keys() - LABEL_KEYS
+    if names is not None and not names & unlabelled:
+        return None
+    read = unlabelled if names is None else names & unlabelled
+    made = {"labels"} if _makes_decoder_inputs(model, inputs, names) else set()
+    return tuple(sorted(read | made))
+
+
 def _find_logits(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
         return output
@@ -140,16 +169,23 @@ def _language_inputs(
         for key, value in batch.items()
         if key not in LABEL_KEYS and (names is None or key in names)
     }
-    labels = batch.get("labels")
-    is_pair = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    takes_tokens = is_pair and (names is None or "decoder_input_ids" in names)
-    given = inputs.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}
-    if takes_tokens and not given and isinstance(labels, Tensor) and labels.ndim == 2:
-        made = decoder_inputs(model, labels)
+    if _makes_decoder_inputs(model, batch, names):
+        made = decoder_inputs(model, batch["labels"])
         inputs |= {} if made is None else {"decoder_input_ids": made}
     if names is not None and "use_cache" in names:
         inputs["use_cache"] = False
     return inputs
+
+
+def _makes_decoder_inputs(
+    model: nn.Module, batch: Mapping[str, Any], names: set[str] | None
+) -> bool:
+    """Return whether a decoder's inputs are to be made of the labels."""
+    labels = batch.get("labels")
+    is_pair = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    takes_tokens = is_pair and (names is None or "decoder_input_ids" in names)
+    given = batch.keys() & {"decoder_input_ids", "decoder_inputs_embeds"} & (names or batch.keys())
+    return takes_tokens and not given and isinstance(labels, Tensor) and labels.ndim == 2
 
 
 def _forward_names(model: nn.Module) -> set[str] | None:

@@ -9,14 +9,18 @@ import torch
 from composer.utils import dist
 from torch import nn
 
+from composer_distill.teachers.cached import CachedAnswers, CachedTeacher
 from composer_distill.teachers.live import LiveTeacher
 from composer_distill.teachers.sharding import local
 from composer_distill.teachers.source import Source
 from composer_distill.teachers.teacher import Teacher
 from composer_distill.weights.errors import without_secrets
 
+AnyTeacher = Teacher | CachedTeacher
+"""What stands in a run's list of teachers."""
 
-def to_teachers(teachers: Any) -> tuple[Teacher, ...]:
+
+def to_teachers(teachers: Any) -> tuple[AnyTeacher, ...]:
     """Read the ``teachers`` argument.
 
     Args:
@@ -31,7 +35,9 @@ def to_teachers(teachers: Any) -> tuple[Teacher, ...]:
         entries = [_from_checkpoint(source, model) for source, model in teachers.items()]
     elif isinstance(teachers, nn.ModuleDict):
         entries = [_to_teacher(entry, index) for index, entry in enumerate(teachers.values())]
-    elif isinstance(teachers, (Teacher, nn.Module)) and not isinstance(teachers, nn.ModuleList):
+    elif isinstance(teachers, (Teacher, CachedTeacher, nn.Module)) and not isinstance(
+        teachers, nn.ModuleList
+    ):
         entries = [_to_teacher(teachers, 0)]
     elif isinstance(teachers, Iterable) and not isinstance(teachers, (str, bytes)):
         entries = [_to_teacher(entry, index) for index, entry in enumerate(teachers)]
@@ -46,7 +52,7 @@ def to_teachers(teachers: Any) -> tuple[Teacher, ...]:
     return tuple(entries)
 
 
-def labels_of(teachers: Sequence[Teacher]) -> tuple[str, ...]:
+def labels_of(teachers: Sequence[AnyTeacher]) -> tuple[str, ...]:
     """Return what errors and logs call each teacher, such as ``'teacher 1 (ResNet)'``."""
     return tuple(
         f"teacher {index} ({teacher.name or type(teacher.model).__name__})"
@@ -54,14 +60,20 @@ def labels_of(teachers: Sequence[Teacher]) -> tuple[str, ...]:
     )
 
 
-def at_work(teachers: Sequence[Teacher]) -> tuple[Source, ...]:
+def at_work(teachers: Sequence[AnyTeacher]) -> tuple[Source, ...]:
     """Return what answers microbatches in a Trainer for each teacher."""
     pairs = zip(teachers, labels_of(teachers), strict=True)
-    return tuple(LiveTeacher(teacher, label) for teacher, label in pairs)
+    return tuple(_at_work(teacher, label) for teacher, label in pairs)
+
+
+def _at_work(teacher: AnyTeacher, label: str) -> Source:
+    if isinstance(teacher, CachedTeacher):
+        return CachedAnswers(teacher, label)
+    return LiveTeacher(teacher, label)
 
 
 def check_apart(
-    teachers: Sequence[Teacher], student: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+    teachers: Sequence[AnyTeacher], student: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
 ) -> None:
     """Refuse teachers that share tensors with the student or that an optimizer would train.
 
@@ -146,8 +158,8 @@ def _from_checkpoint(source: Any, model: Any) -> Teacher:
     return Teacher(model, checkpoint=source)
 
 
-def _to_teacher(entry: Any, index: int) -> Teacher:
-    if isinstance(entry, Teacher):
+def _to_teacher(entry: Any, index: int) -> AnyTeacher:
+    if isinstance(entry, (Teacher, CachedTeacher)):
         return entry
     if isinstance(entry, nn.Module):
         return Teacher(entry)
@@ -157,7 +169,7 @@ def _to_teacher(entry: Any, index: int) -> Teacher:
     )
 
 
-def _check_distinct(teachers: Sequence[Teacher]) -> None:
+def _check_distinct(teachers: Sequence[AnyTeacher]) -> None:
     first: dict[int, int] = {}
     for index, teacher in enumerate(teachers):
         earlier = first.setdefault(id(teacher.model), index)

@@ -138,6 +138,28 @@ def _sums(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
+def entropy(logits: Tensor) -> Tensor:
+    """Return the mean entropy of rows of logits in nats, computed a few rows at a time.
+
+    Args:
+        logits: The logits.
+
+    Shape:
+        - logits: ``(N, C)``.
+        - result: scalar.
+
+    Example:
+        >>> entropy(torch.zeros(2, 4))
+        tensor(1.3863)
+    """
+    total = torch.zeros((), device=logits.device)
+    for chunk in logits.split(max(1, _CHUNK_ELEMENTS // logits.shape[1])):
+        log_q = chunk.float().log_softmax(-1).clamp(min=_LOWEST)
+        total -= (log_q.exp() * log_q).sum()
+    return total / len(logits)
+
+
+@torch.no_grad()
 def are_probabilities(outputs: Tensor, axis: int = -1) -> Tensor:
     """Return 1 where a model's outputs are a softmax's instead of logits, else 0.
 

@@ -7,9 +7,8 @@ import torch
 from composer.core import State
 from torch import Tensor
 
-from composer_distill.teachers import Teacher
 from composer_distill.teachers.microbatch import Microbatch
-from composer_distill.teachers.roster import at_work, labels_of
+from composer_distill.teachers.roster import AnyTeacher, at_work, labels_of
 from composer_distill.teachers.sharding import Sharding
 from composer_distill.teachers.stopwatch import Stopwatch
 from composer_distill.terms.combining import mean_logits, mean_probabilities
@@ -32,7 +31,7 @@ class TeacherPanel:
     """
 
     def __init__(
-        self, teachers: Sequence[Teacher], n_sampled: int | None, seed: int, combine: str
+        self, teachers: Sequence[AnyTeacher], n_sampled: int | None, seed: int, combine: str
     ) -> None:
         self.teachers = tuple(teachers)
         self.labels = labels_of(self.teachers)

@@ -8,9 +8,9 @@ from composer.core import State
 from torch import Tensor
 
 from composer_distill.notes import noted
-from composer_distill.teachers import Teacher
 from composer_distill.teachers.microbatch import Microbatch, select_positions
 from composer_distill.teachers.outputs import extract_logits
+from composer_distill.teachers.roster import AnyTeacher
 from composer_distill.terms.comparison import check_shapes
 from composer_distill.terms.label_maps import check_label_maps
 from composer_distill.terms.own_loss import own_loss, predicts_next
@@ -58,7 +58,7 @@ class StudentReader:
         self._tries = 0
         self._looks = 0
 
-    def prepare(self, state: State, teachers: Sequence[Teacher], labels: Sequence[str]) -> None:
+    def prepare(self, state: State, teachers: Sequence[AnyTeacher], labels: Sequence[str]) -> None:
         """Read the student's task, and compare its words and classes with the teachers', at INIT.
 
         Args:

@@ -10,8 +10,7 @@ from composer.loggers import Logger
 from torch import nn
 
 from composer_distill.schedule import Weight, Window, weight_now
-from composer_distill.teachers import Teacher
-from composer_distill.teachers.roster import check_alike_on_ranks, check_apart
+from composer_distill.teachers.roster import AnyTeacher, check_alike_on_ranks, check_apart
 from composer_distill.teachers.sharding import Sharding
 from composer_distill.teachers.splitting import shallow_copy
 from composer_distill.terms.panel import TeacherPanel
@@ -33,7 +32,7 @@ Answer = Callable[[State, Logger], None]
 class Settings(Protocol):
     """What of ``Distillation`` is read here; weights and window may change while a run goes on."""
 
-    teachers: tuple[Teacher, ...]
+    teachers: tuple[AnyTeacher, ...]
     kd_loss_fn: Any
     org_loss_weight: Weight
     window: Window

@@ -188,6 +188,15 @@ def test_a_sample_that_fills_up_an_evaluation_set_counts_once(two, evaluated_alo
             assert [value for _, value in together[name]] == pytest.approx(expected, rel=1e-5), name
 
 
+def test_a_cache_of_two_processes_trains_to_the_weights_of_the_live_teacher_bit_for_bit(two):
+    for rank in (0, 1):
+        found = two("cached_answers", rank)
+        assert found["samples"] == (40, 40)
+        assert found["parts"] == (2, 2)
+        for name, (cached, live) in found["runs"].items():
+            torch.testing.assert_close(cached, live, rtol=0, atol=0, msg=name)
+
+
 LOADED = ["loaded_ddp", "loaded_fsdp2_without_distillation", "loaded_fsdp2"]
 
 

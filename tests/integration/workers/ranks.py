@@ -25,6 +25,7 @@ from integration.harness import (
     trainer_for,
     weights,
 )
+from integration.workers.caching import cached_answers
 from integration.workers.common import Crash, distil, found, share
 from integration.workers.evaluating import padded_evaluations
 from integration.workers.features import (
@@ -195,7 +196,7 @@ def sharded_students(folder):
     results = {}
     for sharding in ("replicated", "sharded"):
         for kind in ("plain", "composer", "mixed"):
-            teachers = [mlp(seed, dtype=torch.float32) for seed in (1, 2, 3)]
+            teachers: list = [mlp(seed, dtype=torch.float32) for seed in (1, 2, 3)]
             if kind == "composer":
                 teachers = [Wrapped(teacher) for teacher in teachers]
             if kind == "mixed":
@@ -255,6 +256,7 @@ SCENARIOS = [
     features,
     features_in_microbatches,
     features_of_a_module_that_ranks_made_apart,
+    cached_answers,
 ]
 SHARDED = [
     sharded_students,

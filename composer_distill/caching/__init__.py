@@ -1,0 +1,1 @@
+"""Teachers' answers in files: found by what the teacher read, never by place."""

@@ -1,0 +1,191 @@
+"""What a cache is of: who answered, what was kept of the answers, and how much is there."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+FORMAT = "composer-distill cache"
+VERSION = 1
+KINDS = ("logits", "top_k", "samples")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is kept, known before the first answer: two runs that agree in it write one cache.
+
+    Attributes:
+        teacher: Who answers, as ``Teacher.identity`` says it.
+        kind: ``'logits'``, ``'top_k'`` or ``'samples'``.
+        count: k, or the number of draws a position; None for whole logits.
+        temperature: What the logits were divided by; None for whole logits.
+        seed: Seed of the draws; None where nothing is drawn.
+        dtype: The type that is stored; None for that of the answers.
+        vocab_size: How many classes are kept; None for all.
+        tokenizer: What tells the teacher's tokenizer from others; None where it has none.
+    """
+
+    teacher: str
+    kind: str = "logits"
+    count: int | None = None
+    temperature: float | None = None
+    seed: int | None = None
+    dtype: str | None = None
+    vocab_size: int | None = None
+    tokenizer: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A cache's own description; see ``docs/reference/caching.md``.
+
+    Attributes:
+        recipe: What is kept.
+        finished: Whether all of the data was answered.
+        classes: The number of classes.
+        dtype: The type that is stored.
+        by_position: Whether an answer holds the positions that are attended to, and not the
+            whole tensor of a sample.
+        fields: Names of the batch's entries that the teacher read; None for all but labels.
+        samples: How many samples are there.
+        positions: How many positions they have.
+        bytes: The size of the shards.
+        mass: The mean probability of what top-k keeps; None for other kinds.
+        index: Checksum of the index.
+        shards: Samples, bytes and checksum of each shard, by its path in the folder.
+        versions: What it was written with.
+    """
+
+    recipe: Recipe
+    finished: bool = False
+    classes: int = 0
+    dtype: str = ""
+    by_position: bool = False
+    fields: tuple[str, ...] | None = None
+    samples: int = 0
+    positions: int = 0
+    bytes: int = 0
+    mass: float | None = None
+    index: str | None = None
+    shards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def to_json(manifest: Manifest) -> str:
+    """Return a manifest as text."""
+    return json.dumps({"format": FORMAT, "version": VERSION, **asdict(manifest)}, indent=1)
+
+
+def from_json(text: str, where: str) -> Manifest:
+    """Return the manifest that a text holds.
+
+    Args:
+        text: The content of ``manifest.json``.
+        where: Which cache it is, for errors.
+
+    Raises:
+        ValueError: If it is none, or of a newer version.
+    """
+    try:
+        entries = json.loads(text)
+        known = isinstance(entries, dict) and entries.get("format") == FORMAT
+    except ValueError:
+        entries, known = {}, False
+    if not known:
+        raise ValueError(
+            f"{where}: its {MANIFEST} is none of a cache of teachers' answers. Give the folder "
+            "that cache_teacher wrote."
+        )
+    version = entries.get("version")
+    if version != VERSION:
+        raise ValueError(
+            f"{where}: its manifest is of version {version!r}, and this release reads version "
+            f"{VERSION}. Update composer-distill, or write the cache anew."
+        )
+    try:
+        recipe = Recipe(**entries.pop("recipe"))
+        names = {entry.name for entry in fields(Manifest)}
+        found = {name: value for name, value in entries.items() if name in names}
+        if found.get("fields") is not None:
+            found["fields"] = tuple(found["fields"])
+        return Manifest(recipe, **found)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{where}: its {MANIFEST} is damaged ({error}). Write it anew.") from error
+
+
+def check_same(kept: Recipe, wanted: Recipe, where: str) -> None:
+    """Refuse to add answers to a cache of others.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    differing = [
+        f"{entry.name} {getattr(kept, entry.name)!r} where now it is "
+        f"{getattr(wanted, entry.name)!r}"
+        for entry in fields(Recipe)
+        if getattr(kept, entry.name) != getattr(wanted, entry.name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{where} holds a cache with {'; '.join(differing)}. Nothing was changed in it. Give "
+            "another folder, or the same teacher and arguments."
+        )
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that is either whole or not there, whatever happens meanwhile."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def summed(recipe: Recipe, shards: Mapping[str, Mapping[str, Any]], where: str) -> Manifest:
+    """Return what shards hold together.
+
+    Args:
+        recipe: What is kept.
+        shards: What is noted beside each shard, by its path in the folder.
+        where: Which cache it is, for errors.
+
+    Raises:
+        ValueError: If the shards hold answers of unlike shapes or types.
+    """
+    manifest = Manifest(recipe)
+    for name in ("classes", "dtype", "by_position", "fields"):
+        values = {json.dumps(shard[name]) for shard in shards.values()}
+        if len(values) > 1:
+            raise ValueError(
+                f"{where}: its answers differ in {name} ({', '.join(sorted(values))}), so that "
+                "they are not of one teacher on one kind of data. Write a cache for each."
+            )
+        if values:
+            value = json.loads(values.pop())
+            manifest = replace(
+                manifest, **{name: tuple(value) if name == "fields" and value else value}
+            )
+    positions = _sum(shards.values(), "positions")
+    kept = [shard["mass"] for shard in shards.values() if shard["mass"] is not None]
+    return replace(
+        manifest,
+        samples=_sum(shards.values(), "samples"),
+        positions=positions,
+        bytes=_sum(shards.values(), "bytes"),
+        mass=sum(kept) / positions if kept and positions else None,
+        shards={
+            path: {name: shard[name] for name in ("samples", "bytes", "checksum")}
+            for path, shard in shards.items()
+        },
+    )
+
+
+def _sum(shards: Iterable[Mapping[str, Any]], name: str) -> int:
+    return sum(shard[name] for shard in shards)

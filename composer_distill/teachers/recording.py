@@ -1,0 +1,297 @@
+"""A teacher's answers to a data set, written to files."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import tqdm
+from composer.core import DataSpec, State
+from composer.devices import Device
+from composer.utils import dist, get_device
+from torch import Tensor, nn
+from torch.utils.data import DistributedSampler
+
+from composer_distill.caching.answers import encode
+from composer_distill.caching.keys import Read, read_batch
+from composer_distill.caching.manifest import Manifest, Recipe
+from composer_distill.caching.reader import Cache
+from composer_distill.caching.writer import SHARD_BYTES, PartWriter, finish, start
+from composer_distill.losses.checks import check_temperature
+from composer_distill.teachers.cached import tokenizer_digest
+from composer_distill.teachers.live import LiveTeacher
+from composer_distill.teachers.microbatch import Microbatch
+from composer_distill.teachers.outputs import LABEL_KEYS, names_read
+from composer_distill.teachers.teacher import Teacher
+
+
+def cache_teacher(
+    teacher: nn.Module | Teacher,
+    data: Any,
+    folder: str | Path,
+    *,
+    top_k: int | None = None,
+    samples: int | None = None,
+    temperature: float = 1.0,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    vocab_size: int | None = None,
+    precision: str = "fp32",
+    device: str | Device | None = None,
+    views: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress_bar: bool = False,
+) -> Manifest:
+    """Let a teacher answer a data set once, and keep the answers for :class:`.CachedTeacher`.
+
+    The teacher runs as it does in training: in eval mode, without gradients, with its own
+    ``input_fn``, ``output_fn`` and ``microbatch_size``. Padding is not kept. Under Composer's
+    launcher each process answers its share of the data and writes a folder of its own. A run that
+    was killed goes on where it stopped when the same call is made again, and loses no more than
+    the last shard.
+
+    Args:
+        teacher: A model, or a :class:`.Teacher` with options.
+        data: A ``DataLoader``, a ``DataSpec`` or any iterable of batches, one epoch of it. A loader
+            without a distributed sampler is shared out batch by batch.
+        folder: Where the answers go.
+        top_k: How many of the likeliest classes to keep at each position; None for all.
+        samples: How many classes to draw at each position; None for none. An unbiased estimate of
+            the whole, in a fraction of top-k's room.
+        temperature: Of the likeliest classes or the draws: students train at this one alone. Whole
+            logits serve any.
+        seed: Seed of the draws.
+        dtype: The type to keep; None for that of the answers, and float16 for log-probabilities of
+            the likeliest classes.
+        vocab_size: How many of the classes are real; None: all.
+        precision: What the teacher computes in: ``'fp32'``, ``'amp_bf16'`` or ``'amp_fp16'``.
+        device: ``'cpu'``, ``'gpu'``, ...; None: a GPU where there is one.
+        views: How many views of each sample to answer, where the data set is augmented by a
+            function of sample and view: its ``set_view(view)`` is called before each pass. Any
+            other augmentation draws anew whenever it is asked, so that no answer would be found.
+        shard_bytes: How much is gathered before it is written: what a killed run may lose.
+        progress_bar: Whether to show how far it is, how fast and how large.
+
+    Returns:
+        What is in the cache.
+
+    Raises:
+        FileExistsError: If the folder holds something else.
+        ImportError: If the extra ``cache`` is not installed.
+        OSError: If the disk is full; what was written stays.
+        RuntimeError: If another process writes the folder.
+        ValueError: If the folder holds another teacher's answers, or an answer is not finite.
+
+    Example:
+        >>> import tempfile
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> data = TensorDataset(torch.randn(8, 64), torch.randint(0, 10, (8,)))
+        >>> loader = DataLoader(data, batch_size=4)
+        >>> cache_teacher(nn.Linear(64, 10), loader, tempfile.mkdtemp()).positions
+        8
+    """
+    teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
+    kind, count = _kind(top_k, samples)
+    temperature = check_temperature(temperature)
+    state = _state(teacher, precision, device)
+    recipe = Recipe(
+        teacher.identity(),
+        kind,
+        count,
+        temperature=None if kind == "logits" else temperature,
+        seed=seed if kind == "samples" else None,
+        dtype=None if dtype is None else _name(dtype),
+        vocab_size=vocab_size,
+        tokenizer=tokenizer_digest(teacher.model),
+    )
+    folder = Path(folder).expanduser()
+    if dist.get_global_rank() == 0:
+        start(folder, recipe)
+    dist.barrier()
+    writer = PartWriter(folder, dist.get_global_rank(), shard_bytes)
+    try:
+        for passed in _passes(data, views):
+            _answer_all(teacher, passed, state, recipe, writer, progress_bar)
+        writer.flush()
+    finally:
+        writer.close()
+    dist.barrier()
+    if dist.get_global_rank() == 0:
+        finish(folder, recipe)
+    dist.barrier()
+    return Cache(folder).manifest
+
+
+def _kind(top_k: int | None, samples: int | None) -> tuple[str, int | None]:
+    """Return what is kept, and how much of it."""
+    if top_k is not None and samples is not None:
+        raise ValueError(
+            f"top_k={top_k} and samples={samples} are two kinds of answers. Give one of them."
+        )
+    for name, number in (("top_k", top_k), ("samples", samples)):
+        if number is None:
+            continue
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {number!r}. Try 50.")
+        return name, number
+    return "logits", None
+
+
+class _Answer(NamedTuple):
+    """What a teacher says of one sample: ``(K, C)`` where it is by position, else whole."""
+
+    logits: Tensor
+    by_position: bool
+
+
+def _state(teacher: Teacher, precision: str, device: str | Device | None) -> State:
+    """Return the state of no Trainer, as far as a teacher at work reads it."""
+    where = get_device(device)
+    if dist.get_world_size() > 1:
+        dist.initialize_dist(where)
+    return State(
+        model=teacher.model,
+        rank_zero_seed=0,
+        run_name="cache_teacher",
+        device=where,
+        precision=precision,
+    )
+
+
+def _answer_all(
+    teacher: Teacher,
+    data: Any,
+    state: State,
+    recipe: Recipe,
+    writer: PartWriter,
+    progress_bar: bool,
+) -> None:
+    live = LiveTeacher(teacher, teacher.label)
+    live.prepare(state, "replicated")
+    batches = _share(data.dataloader if isinstance(data, DataSpec) else data)
+    for batch in _shown(batches, data, writer) if progress_bar else batches:
+        view = _on_device(batch, data, state)
+        fields = None if teacher.input_fn is not None else names_read(teacher.model, view)
+        read = read_batch(view, fields, LABEL_KEYS)
+        lacking = writer.lacks(read.keys)
+        if not lacking.any():
+            continue
+        answers = _answers(live, view, read, state, recipe)
+        for index in np.flatnonzero(lacking).tolist():
+            _keep(writer, recipe, read.keys[index], answers[index], fields)
+
+
+def _keep(
+    writer: PartWriter,
+    recipe: Recipe,
+    key: np.ndarray,
+    answer: _Answer,
+    fields: tuple[str, ...] | None,
+) -> None:
+    kept = encode(answer.logits, recipe, key)
+    facts = {
+        "classes": answer.logits.shape[-1],
+        "dtype": _name(kept.dtype),
+        "by_position": answer.by_position,
+        "fields": None if fields is None else list(fields),
+    }
+    writer.add(key, kept.columns, kept.positions, kept.mass, facts)
+
+
+def _answers(
+    live: LiveTeacher, view: Any, read: Read, state: State, recipe: Recipe
+) -> list[_Answer]:
+    """Return each sample's answer, on the CPU, checked."""
+    device = state.device.tensor_to_device(torch.empty(0)).device
+    nothing = torch.empty((0, 0, 0), device=device)  # no student has answered
+    microbatch = Microbatch(view, None, nothing)
+    logits = live.target(microbatch, state)
+    if recipe.vocab_size is not None:
+        logits = logits[..., : recipe.vocab_size]
+    logits = logits.cpu()
+    if not bool(torch.isfinite(logits).all()):
+        raise ValueError(
+            f"{live.label}: its answers hold NaN or infinity, so that they were not kept. Check "
+            "its checkpoint and the precision."
+        )
+    mask = read.mask
+    by_position = logits.ndim == 3 and _reads_text(view)
+    if mask is not None and by_position and mask.shape == logits.shape[:2]:
+        return [_Answer(one[kept], True) for one, kept in zip(logits, mask, strict=True)]
+    if mask is not None and by_position:
+        by_position = False  # its positions are others than those of the text
+    return [_Answer(one.clone(), by_position) for one in logits]
+
+
+def _reads_text(view: Any) -> bool:
+    inputs = view[0] if isinstance(view, Sequence) and len(view) else view
+    return isinstance(inputs, Mapping)
+
+
+def _on_device(batch: Any, data: Any, state: State) -> Any:
+    """Return a batch as a Trainer hands it to the student."""
+    if not isinstance(data, DataSpec):  # which asks loaders for samplers that none needs here
+        return state.device.batch_to_device(batch)
+    whole = data.batch_transforms(batch)
+    return data.microbatch_transforms(state.device.batch_to_device(whole))
+
+
+def _passes(data: Any, views: int | None) -> Iterator[Any]:
+    """Give the data once for each view."""
+    if views is None:
+        yield data
+        return
+    loader = data.dataloader if isinstance(data, DataSpec) else data
+    set_view = getattr(getattr(loader, "dataset", None), "set_view", None)
+    if not callable(set_view):
+        raise ValueError(
+            f"views={views} needs a data set whose augmentation is a function of sample and view, "
+            "and one that has set_view(view) to say so: an augmentation that draws anew each time "
+            "shows the student views that no teacher answered. Seed it with (sample, view)."
+        )
+    for view in range(views):
+        set_view(view)
+        first, again = (next(iter(loader), None) for _ in range(2))
+        if first is None or not _same(first, again):
+            raise ValueError(
+                f"views={views}: the data set's first batch is another one when it is asked for "
+                f"again, at view {view}, so that its augmentation is no function of sample and "
+                "view. Seed it with both, and do not shuffle."
+            )
+        yield data
+
+
+def _same(batch: Any, other: Any) -> bool:
+    one, two = (read_batch(x, None, LABEL_KEYS).keys for x in (batch, other))
+    return one.shape == two.shape and bool((one == two).all())
+
+
+def _shown(batches: Iterator[Any], data: Any, writer: PartWriter) -> Iterator[Any]:
+    """Give batches, and show how far it is."""
+    loader: Any = data.dataloader if isinstance(data, DataSpec) else data
+    total = len(loader) if hasattr(loader, "__len__") else None
+    began = time.monotonic()
+    with tqdm.tqdm(total=total, unit="batch", disable=dist.get_local_rank() != 0) as bar:
+        for batch in batches:
+            yield batch
+            seconds = max(time.monotonic() - began, 1e-6)
+            bar.set_postfix_str(
+                f"{writer.positions / seconds:,.0f} positions/s, {writer.bytes / 1e6:,.1f} MB"
+            )
+            bar.update()
+
+
+def _share(loader: Any) -> Iterator[Any]:
+    """Give the batches that this process answers."""
+    sampler = getattr(loader, "sampler", None)
+    streams = hasattr(getattr(loader, "dataset", None), "streams")  # it cuts itself by rank
+    world = 1 if isinstance(sampler, DistributedSampler) or streams else dist.get_world_size()
+    for index, batch in enumerate(loader):
+        if index % world == dist.get_global_rank() % world:
+            yield batch
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

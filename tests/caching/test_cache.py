@@ -1,0 +1,213 @@
+"""Writing, finding and reading, and what becomes of a folder that something happened to."""
+
+import errno
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+
+import numpy as np
+import pytest
+import torch
+from caching.conftest import FACTS, answer, key, write
+from streaming import StreamingDataset
+
+from composer_distill.caching import index
+from composer_distill.caching.manifest import Recipe
+from composer_distill.caching.packing import pack, pack_whole, unpack, unpack_whole
+from composer_distill.caching.reader import Cache
+from composer_distill.caching.shards import DATA
+from composer_distill.caching.writer import PartWriter, finish, start
+
+
+def read(cache, numbers):
+    places = cache.find(np.stack([key(n) for n in numbers]))
+    return [unpack_whole(row, torch.float32) for row in cache.rows(places.tolist())]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64])
+@pytest.mark.parametrize("shape", [(0,), (3,), (4, 0), (70, 9)])
+def test_a_tensor_comes_back_as_it_went(dtype, shape):
+    tensor = (10 * torch.randn(shape)).to(dtype)
+    back = unpack(pack(tensor), dtype, shape)
+    assert back.dtype == dtype
+    assert torch.equal(back, tensor)
+
+
+def test_every_answer_is_found_by_its_key_and_no_other(folder):
+    cache = Cache(folder)
+    assert cache.manifest.samples == 18
+    assert len(cache.manifest.shards) == 3
+    numbers = [17, 3, 3, 0, 11, 12]
+    for number, found in zip(numbers, read(cache, numbers), strict=True):
+        assert torch.equal(found, answer(number))
+    strangers = np.stack([key(18), np.array([0, 1], np.uint64), np.array([9, 9], np.uint64)])
+    assert (cache.find(strangers) == index.MISSING).all()
+
+
+def test_streaming_reads_a_cache_as_one_data_set(folder):
+    rows = list(StreamingDataset(local=str(folder), shuffle=False, batch_size=1))
+    assert [np.frombuffer(row["key"], np.uint64)[1] for row in rows] == list(range(18))
+    assert torch.equal(unpack_whole(rows[7], torch.float32), answer(7))
+
+
+def test_a_key_that_is_written_twice_is_kept_once(tmp_path):
+    manifest = write(tmp_path / "cache", [1, 2, 2, 1])
+    assert manifest.samples == 2
+    assert write(tmp_path / "cache", [2, 3], part=1).samples == 3
+
+
+def test_memory_that_was_mapped_is_given_back(folder, monkeypatch):
+    monkeypatch.setattr("composer_distill.caching.reader._READ_AT_MOST", 1)
+    cache = Cache(folder)
+    for _ in range(2):
+        assert torch.equal(read(cache, [5])[0], answer(5))
+
+
+def killed(folder, until):
+    """Write two shards and half of a third, and die as a process that is killed."""
+    start(folder, Recipe("a teacher"))
+    writer = PartWriter(folder, 0, 6 * 20)
+    for number in range(until):
+        writer.add(key(number), pack_whole(answer(number)), 1, None, FACTS)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def broken_off(tmp_path):
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=killed, args=(tmp_path / "cache", 15))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    return tmp_path / "cache"
+
+
+def test_a_killed_run_goes_on_and_loses_the_last_shard_alone(broken_off):
+    with pytest.raises(ValueError, match="is an unfinished cache: 12 samples are in it"):
+        Cache(broken_off)
+    part = Cache(broken_off, unfinished=True)
+    assert part.manifest.samples == 12
+    assert torch.equal(read(part, [11])[0], answer(11))
+    writer = PartWriter(broken_off, 0)
+    assert writer.known == 12
+    assert writer.lacks(np.stack([key(11), key(12)])).tolist() == [False, True]
+    writer.close()
+    assert write(broken_off, range(20)).samples == 20
+    assert torch.equal(read(Cache(broken_off), [19])[0], answer(19))
+
+
+def test_another_teachers_cache_is_left_as_it_is(folder):
+    before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    recipe = Recipe("another teacher", "top_k", 8, 1.0)
+    with pytest.raises(ValueError, match="teacher 'a teacher' where now it is 'another teacher'"):
+        write(folder, [1], recipe=recipe)
+    with pytest.raises(ValueError, match="kind 'logits' where now it is 'top_k'"):
+        write(folder, [1], recipe=recipe)
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_a_folder_of_other_files_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("do not lose")
+    with pytest.raises(FileExistsError, match="holds files and no cache"):
+        write(tmp_path, [1])
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_two_writers_of_one_part_are_refused(folder):
+    writer = PartWriter(folder, 0)
+    with pytest.raises(RuntimeError, match="another process writes this cache"):
+        PartWriter(folder, 0)
+    PartWriter(folder, 1).close()
+    writer.close()
+    PartWriter(folder, 0).close()
+
+
+def fill(folder, pipe):
+    """Write until the system says that there is no room for more."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    start(folder, Recipe("a teacher"))
+    writer = PartWriter(folder, 0, 6 * 20)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))
+    try:
+        for number in range(300):
+            if number == 6:
+                writer._limit = 1 << 12
+            writer.add(key(number), pack_whole(answer(number)), 1, None, FACTS)
+    except OSError as error:
+        pipe.send(str(error))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as Linux does")
+def test_a_full_disk_loses_nothing_that_was_written(tmp_path):
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    process = context.Process(target=fill, args=(tmp_path / "cache", there))
+    process.start()
+    process.join()
+    assert here.poll(1)
+    said = here.recv()
+    assert "can't be written to (File too large). 6 samples are safe in it" in said
+    assert os.strerror(errno.EFBIG) in said
+    assert Cache(tmp_path / "cache", unfinished=True).manifest.samples == 6
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert write(tmp_path / "cache", range(20)).samples == 20
+
+
+def test_a_flipped_byte_is_found(folder):
+    path = folder / "part-00001" / "shard-00000" / DATA
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    cache = Cache(folder)
+    assert torch.equal(read(cache, [0])[0], answer(0))
+    with pytest.raises(ValueError, match=r"part-00001/.*was changed since it was written"):
+        read(cache, [17])
+
+
+@pytest.mark.parametrize("name", ["index.npy", "manifest.json"])
+def test_a_damaged_index_or_manifest_is_refused(folder, name):
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[:-9])
+    with pytest.raises(ValueError, match=f"its {name} is"):
+        Cache(folder)
+
+
+def test_a_missing_shard_is_told_before_training(folder):
+    (folder / "part-00000" / "shard-00001" / DATA).unlink()
+    with pytest.raises(FileNotFoundError, match=r"part-00000/shard-00001/.*is missing"):
+        Cache(folder)
+
+
+def test_a_shard_that_was_deleted_with_its_folder_is_written_again(folder):
+    for path in (folder / "part-00000" / "shard-00001").iterdir():
+        path.unlink()
+    (folder / "part-00000" / "shard-00001").rmdir()
+    assert write(folder, range(18)).samples == 18
+    assert torch.equal(read(Cache(folder), [8])[0], answer(8))
+
+
+def test_a_manifest_of_a_newer_version_is_refused(folder):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 2}))
+    for use in (lambda: Cache(folder), lambda: start(folder, Recipe("a teacher"))):
+        with pytest.raises(ValueError, match="of version 2, and this release reads version 1"):
+            use()
+
+
+def test_a_folder_without_a_cache_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no cache of teachers' answers at"):
+        Cache(tmp_path)
+
+
+def test_answers_of_unlike_kinds_make_no_cache(tmp_path):
+    start(tmp_path / "cache", Recipe("a teacher"))
+    writer = PartWriter(tmp_path / "cache", 0)
+    writer.add(key(0), pack_whole(answer(0)), 1, None, FACTS)
+    writer.add(key(1), pack_whole(torch.zeros(4)), 1, None, {**FACTS, "classes": 4})
+    writer.flush()
+    writer.close()
+    with pytest.raises(ValueError, match="its answers differ in classes"):
+        finish(tmp_path / "cache", Recipe("a teacher"))
