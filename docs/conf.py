@@ -22,7 +22,7 @@ autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 88
 # Other projects' names: their inventories would need the network
 nitpick_ignore_regex = [("py:.*", r"(torch|composer|nn|collections|pathlib|numbers)\b.*")]
-nitpick_ignore = [("py:class", "Schedule")]
+nitpick_ignore = [("py:class", "Schedule"), ("py:class", "PreTrainedModel")]
 
 html_theme = "furo"
 html_title = "composer-distill"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Copied(NamedTuple):
-    """What :func:`copy_matching` did, by names of parameters and buffers.
+    """What :func:`composer_distill.copy_matching` did, by names of parameters and buffers.
 
     Attributes:
         copied: What the student has from its teacher now.
