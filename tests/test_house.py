@@ -63,3 +63,25 @@ def test_no_file_has_outgrown_its_room():
         p.relative_to(PACKAGE): len(p.read_text().splitlines()) for p in PACKAGE.rglob("*.py")
     }
     assert {path: lines for path, lines in lengths.items() if lines > 300} == {}
+
+
+def length(function):
+    """How many lines a function has, its decorators and its docstring left out."""
+    first = function.body[0]
+    told = first.end_lineno - first.lineno + 1 if ast.get_docstring(function) is not None else 0
+    return function.end_lineno - function.lineno + 1 - told
+
+
+def is_kernel(function):
+    """Whether Triton compiles a function, whose loops over a row share what is in registers."""
+    return any("triton" in ast.unparse(decorator) for decorator in function.decorator_list)
+
+
+def test_no_function_has_outgrown_its_file():
+    lengths = {
+        f"{path.relative_to(PACKAGE)}: {node.name}": length(node)
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not is_kernel(node)
+    }
+    assert {name: lines for name, lines in lengths.items() if lines > 40} == {}

@@ -17,13 +17,13 @@ from torch.utils.data import DistributedSampler
 from composer_distill.caching.answers import encode
 from composer_distill.caching.keys import Read, read_batch
 from composer_distill.caching.manifest import Manifest, Recipe
-from composer_distill.caching.reader import Cache
-from composer_distill.caching.writer import SHARD_BYTES, PartWriter, finish, start
+from composer_distill.caching.writer import SHARD_BYTES, PartWriter
 from composer_distill.losses.checks import check_temperature
 from composer_distill.teachers.cached import tokenizer_digest
 from composer_distill.teachers.live import LiveTeacher
 from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.teachers.outputs import LABEL_KEYS, names_read
+from composer_distill.teachers.parts import written
 from composer_distill.teachers.teacher import Teacher
 
 
@@ -106,22 +106,12 @@ def cache_teacher(
         vocab_size=vocab_size,
         tokenizer=tokenizer_digest(teacher.model),
     )
-    folder = Path(folder).expanduser()
-    if dist.get_global_rank() == 0:
-        start(folder, recipe)
-    dist.barrier()
-    writer = PartWriter(folder, dist.get_global_rank(), shard_bytes)
-    try:
+
+    def fill(writer: PartWriter) -> None:
         for passed in _passes(data, views):
             _answer_all(teacher, passed, state, recipe, writer, progress_bar)
-        writer.flush()
-    finally:
-        writer.close()
-    dist.barrier()
-    if dist.get_global_rank() == 0:
-        finish(folder, recipe)
-    dist.barrier()
-    return Cache(folder).manifest
+
+    return written(Path(folder).expanduser(), recipe, shard_bytes, fill)
 
 
 def _kind(top_k: int | None, samples: int | None) -> tuple[str, int | None]:
