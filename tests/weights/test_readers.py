@@ -87,6 +87,7 @@ MET = {
     "read_pickled": "state_dict",
     "read_archive": "state_dict",
     "read_into": "state_dict",
+    "read_if_whole": "state_dict",
     "read_bytes": "state_dict",
     "read_legacy": "state_dict, old format",
     "read_metadata": "sharded",
