@@ -10,7 +10,13 @@ if TYPE_CHECKING:
     from composer_distill.distillation import Distillation
     from composer_distill.losses import KLDivergence
     from composer_distill.students import copy_matching, layer_importance, student_from_teacher
-    from composer_distill.teachers import CachedTeacher, Teacher, cache_teacher
+    from composer_distill.teachers import (
+        CachedTeacher,
+        EMATeacher,
+        Snapshot,
+        Teacher,
+        cache_teacher,
+    )
     from composer_distill.terms.features.term import FeatureTerm
     from composer_distill.terms.judging import teacher_confident, teacher_correct
     from composer_distill.terms.label_maps import reorder_labels
@@ -19,8 +25,10 @@ if TYPE_CHECKING:
 __all__ = [
     "CachedTeacher",
     "Distillation",
+    "EMATeacher",
     "FeatureTerm",
     "KLDivergence",
+    "Snapshot",
     "Teacher",
     "all_positions",
     "attended_positions",
@@ -38,8 +46,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "CachedTeacher": "teachers",
     "Distillation": "distillation",
+    "EMATeacher": "teachers",
     "FeatureTerm": "terms.features.term",
     "KLDivergence": "losses",
+    "Snapshot": "teachers",
     "Teacher": "teachers",
     "all_positions": "terms.positions",
     "attended_positions": "terms.positions",

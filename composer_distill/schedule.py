@@ -36,6 +36,13 @@ class Window:
         if self.start.unit == self.end.unit and self.start.value > self.end.value:
             raise _order_error(self.start, self.end)
 
+    @property
+    def is_all(self) -> bool:
+        """Whether it is all of training."""
+        bounds = (self.start, self.end)
+        fractions = all(bound.unit == TimeUnit.DURATION for bound in bounds)
+        return fractions and self.start.value == 0 and self.end.value == 1
+
     def contains(self, state: State) -> bool:
         """Return whether the current batch lies inside, exact to the batch.
 
@@ -70,6 +77,10 @@ class Window:
         start, end = _comparable(self.start, self.end, state)
         if start is not None and end is not None and start > end:
             raise _order_error(self.start, self.end)
+
+
+ALWAYS = Window(Time(0.0, TimeUnit.DURATION), Time(1.0, TimeUnit.DURATION))
+"""All of training."""
 
 
 def to_time(value: float | str | Time, name: str) -> Time:

@@ -51,10 +51,14 @@ Distillation(teachers, kd_loss_fn, kd_loss_weight=0.9, org_loss_weight=0.1, star
     combine='logits', seed=0, student_output_fn=None, mask_fn=None, vocab_size=None,
     on_nonfinite='raise', eval_teachers=False, telemetry=True, verify_teachers=True,
     teacher_sharding='auto')
+EMATeacher(*, decay=0.999, update_every='1ba', warmup=0, start_dur=0.0, end_dur=1.0,
+    name='EMA of the student', weight=1.0)
 FeatureTerm(student, teacher=None, loss=None, weight=1.0, projector=None, mask_fn=None,
     start_dur=None, end_dur=None, of='output', name=None)
 KLDivergence(temperature=4.0, dim=-1, reduction='mean', *, softmax_dim=None)
-Teacher(model, *, checkpoint=None, name=None, weight=1.0, input_fn=None, output_fn=None,
+Snapshot(*, start_dur=0.0, end_dur=1.0, name='snapshot of the student', weight=1.0)
+Teacher(model, *, checkpoint=None, name=None, weight=1.0, start_dur=0.0, end_dur=1.0,
+    input_fn=None, output_fn=None,
     dtype=None, compile=False, offload=False, microbatch_size=None, strict=True, ema=None)
 Teacher.from_pretrained(folder_or_name, **options)
 Teacher.from_composer_checkpoint(path, **options)

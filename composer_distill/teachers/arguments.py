@@ -5,6 +5,9 @@ from numbers import Real
 from typing import Any
 
 import torch
+from composer.core import Time
+
+from composer_distill.schedule import Weight, Window, to_time
 
 
 def refuse_options(options: dict[str, Any], arguments: tuple[str, ...], method: str) -> None:
@@ -14,8 +17,10 @@ def refuse_options(options: dict[str, Any], arguments: tuple[str, ...], method: 
         raise TypeError(f"Teacher.{method} takes no {given[0]}: its source is its first argument")
 
 
-def checked_weight(weight: float, label: str) -> float:
-    """Return a teacher's share as a float, or raise ValueError."""
+def checked_weight(weight: Weight, label: str) -> Weight:
+    """Return a teacher's share, a number as a float, or raise ValueError."""
+    if callable(weight):
+        return weight
     number = isinstance(weight, Real) and not isinstance(weight, bool)
     if not number or not math.isfinite(weight) or weight <= 0:
         raise ValueError(
@@ -53,3 +58,8 @@ def checked_size(size: Any, label: str) -> int | None:
             "leave it out to read whole batches"
         )
     return size
+
+
+def checked_window(start: float | str | Time, end: float | str | Time, label: str) -> Window:
+    """Return when a teacher answers, or raise TypeError or ValueError."""
+    return Window(to_time(start, f"{label}: start_dur"), to_time(end, f"{label}: end_dur"))

@@ -30,6 +30,7 @@ class LiveTeacher:
         self.teacher = teacher
         self.label = label
         self.weight = teacher.weight
+        self.window = teacher.window
         self._device = torch.device("cpu")
         self._sharded = False
         self._away = False

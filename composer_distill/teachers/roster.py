@@ -10,6 +10,7 @@ from composer.utils import dist
 from torch import nn
 
 from composer_distill.teachers.cached import CachedAnswers, CachedTeacher
+from composer_distill.teachers.ema import EMATeacher, MovingAverage
 from composer_distill.teachers.live import LiveTeacher
 from composer_distill.teachers.sharding import local
 from composer_distill.teachers.source import Source
@@ -69,6 +70,12 @@ def at_work(teachers: Sequence[AnyTeacher]) -> tuple[Source, ...]:
 def _at_work(teacher: AnyTeacher, label: str) -> Source:
     if isinstance(teacher, CachedTeacher):
         return CachedAnswers(teacher, label)
+    return tuple(_source_of(teacher, label) for teacher, label in pairs)
+
+
+def _source_of(teacher: Teacher, label: str) -> Source:
+    if isinstance(teacher, EMATeacher):
+        return MovingAverage(teacher, label)
     return LiveTeacher(teacher, label)
 
 

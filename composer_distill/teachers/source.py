@@ -1,10 +1,11 @@
 """What a source of targets gives: the seam between what is compared and who answers."""
 
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from composer.core import State
 from torch import Tensor
 
+from composer_distill.schedule import Weight
 from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.teachers.sharding import Sharding
 
@@ -14,11 +15,13 @@ class Source(Protocol):
 
     Attributes:
         label: What errors and logs call it.
-        weight: Its share where several answers are combined, positive.
+        weight: Its share where several answers are combined: positive, or a schedule.
+
+    It may have a ``window`` of its own, outside of which it is not asked.
     """
 
     label: str
-    weight: float
+    weight: Weight
 
     def prepare(self, state: State, sharding: Sharding) -> None:
         """Get ready on the Trainer's device, at INIT; raise ValueError where it can't."""
@@ -43,4 +46,21 @@ class Source(Protocol):
         Shape:
             - result: that of the student's logits, or ``(1, K, C)`` at the positions kept.
         """
+        ...
+
+
+@runtime_checkable
+class Follower(Protocol):
+    """A source that looks at the student between batches, because it is made of it."""
+
+    def follow(self, state: State) -> None:
+        """Look at the student as the next batch will find it: at FIT_START and at BATCH_END."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, in plain types and tensors."""
+        ...
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on where the run that wrote ``saved`` stopped."""
         ...

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from composer.core import Time
 from torch import Tensor, nn
 
 from composer_distill.notes import noted
+from composer_distill.schedule import Weight
 from composer_distill.teachers.arguments import (
     checked_callable,
     checked_dtype,
     checked_size,
     checked_weight,
+    checked_window,
     refuse_options,
 )
 from composer_distill.teachers.huggingface import (
@@ -47,7 +50,11 @@ class Teacher:
         model: A ``ComposerModel``, a plain ``nn.Module`` or a Hugging Face model.
         checkpoint: Where to load its weights from, or None to keep those that it has.
         name: What logs and errors call it.
-        weight: Its share when several teachers are combined (relative, positive).
+        weight: Its share when several teachers are combined (relative, positive), or a schedule of
+            it, any callable of the Trainer's ``State``; while it is 0 the teacher does not answer.
+        start_dur: First moment at which it answers, inside the window of ``Distillation``: as there
+            a fraction of training, a Composer time string or a ``Time``.
+        end_dur: First moment at which it no longer answers; then it leaves the device.
         input_fn: Maps the student's batch to the teacher's own view of it: other normalisation,
             resolution or keys. It gets a copy whose containers are its own; the tensors are not.
         output_fn: Maps the teacher's raw output to one over the student's classes.
@@ -78,7 +85,9 @@ class Teacher:
         *,
         checkpoint: str | Path | None = None,
         name: str | None = None,
-        weight: float = 1.0,
+        weight: Weight = 1.0,
+        start_dur: float | str | Time = 0.0,
+        end_dur: float | str | Time = 1.0,
         input_fn: Callable[[Any], Any] | None = None,
         output_fn: Callable[[Any], Any] | None = None,
         dtype: torch.dtype | None = None,
@@ -94,6 +103,7 @@ class Teacher:
         self.name = name
         self.checkpoint = checkpoint
         self.weight = checked_weight(weight, self.label)
+        self.window = checked_window(start_dur, end_dur, self.label)
         self.input_fn = checked_callable(input_fn, "input_fn", self.label)
         self.output_fn = checked_callable(output_fn, "output_fn", self.label)
         self.dtype = checked_dtype(dtype, self.label)

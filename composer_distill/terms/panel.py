@@ -1,15 +1,17 @@
 """The teachers of one run together: drawn for a batch, asked one by one, combined to one target."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from composer.core import State
 from torch import Tensor
 
+from composer_distill.schedule import ALWAYS, weight_now
 from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.teachers.roster import AnyTeacher, at_work, labels_of
 from composer_distill.teachers.sharding import Sharding
+from composer_distill.teachers.source import Follower
 from composer_distill.teachers.stopwatch import Stopwatch
 from composer_distill.terms.combining import mean_logits, mean_probabilities
 from composer_distill.terms.sampling import sample_teachers
@@ -36,10 +38,20 @@ class TeacherPanel:
         self.teachers = tuple(teachers)
         self.labels = labels_of(self.teachers)
         self.sources = at_work(self.teachers)
+        self.followers = {
+            str(index): source
+            for index, source in enumerate(self.sources)
+            if isinstance(source, Follower)
+        }
         self.n_sampled = n_sampled
         self.seed = seed
         self.combine = combine
         self._stopwatch = Stopwatch(torch.device("cpu"))
+        self.windows = [getattr(source, "window", ALWAYS) for source in self.sources]
+        weights = [source.weight for source in self.sources]
+        self._scheduled = any(map(callable, weights)) or not all(w.is_all for w in self.windows)
+        self._weights: list[float] | None = None  # of each now, 0 where it does not answer
+        self._inside: list[bool] | None = None  # the windows that were open at the last move
 
     def prepare(self, state: State, sharding: Sharding) -> None:
         """Make the teachers ready, at INIT.
@@ -55,10 +67,53 @@ class TeacherPanel:
         for source in self.sources:
             source.prepare(state, sharding)
 
-    def settle(self) -> None:
-        """Bring the teachers back to the device, if they had left it."""
-        for source in self.sources:
-            source.settle()
+    def follow(self, state: State) -> None:
+        """Let the teachers that are made of the student look at it, between batches."""
+        for follower in self.followers.values():
+            follower.follow(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the teachers that are made of the student need in a resumed run."""
+        return {index: follower.state_dict() for index, follower in self.followers.items()}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Let the teachers that are made of the student go on where they stopped."""
+        for index, follower in self.followers.items():
+            if index in saved:
+                follower.load_state_dict(saved[index])
+
+    def awake(self, state: State) -> bool:
+        """Return whether any teacher answers now; their windows and weights are noted."""
+        if not self._scheduled:
+            return True
+        self._weights = [
+            weight_now(source.weight, state, f"{label}: weight") if window.contains(state) else 0.0
+            for source, window, label in zip(self.sources, self.windows, self.labels, strict=True)
+        ]
+        return any(self._weights)
+
+    def moves(self, state: State) -> bool:
+        """Return whether a teacher's own window has opened or closed since the last move."""
+        return self._scheduled and self._inside != [w.contains(state) for w in self.windows]
+
+    def check(self, state: State) -> None:
+        """Check the teachers' windows at FIT_START; raise ValueError where one can't be."""
+        for window in self.windows:
+            window.check(state)
+
+    def settle(self, state: State | None = None, *, keep: bool = False) -> None:
+        """Bring the teachers back to the device, if they had left it; let those go that are done.
+
+        Args:
+            state: The Trainer's state, where teachers have windows of their own.
+            keep: Whether those whose window is over stay, since evaluations will ask them.
+        """
+        for source, window in zip(self.sources, self.windows, strict=True):
+            if state is not None and window.is_over(state) and not keep:
+                source.leave()
+            elif state is None or keep or window.contains(state):
+                source.settle()
+        self._inside = None if state is None else [w.contains(state) for w in self.windows]
 
     def leave(self) -> None:
         """Free the device of the teachers: no batch will ask them any more."""
@@ -66,9 +121,25 @@ class TeacherPanel:
             source.leave()
 
     def draw(self, batch: int, *, everyone: bool = False) -> list[tuple[int, float]]:
-        """Return ``(index, share)`` of the teachers that answer batch number ``batch``."""
-        weights = [source.weight for source in self.sources]
-        return sample_teachers(weights, None if everyone else self.n_sampled, self.seed, batch)
+        """Return ``(index, share)`` of the teachers that answer batch number ``batch``.
+
+        Args:
+            batch: Its number.
+            everyone: Whether all answer, whatever their windows, with their weights where these are
+                numbers; for evaluations.
+        """
+        if everyone or self._weights is None:
+            weights = [1.0 if callable(s.weight) else s.weight for s in self.sources]
+        else:
+            weights = self._weights
+        indices = [index for index, weight in enumerate(weights) if weight > 0.0]
+        drawn = sample_teachers(
+            [weights[index] for index in indices],
+            None if everyone else self.n_sampled,
+            self.seed,
+            batch,
+        )
+        return [(indices[place], share) for place, share in drawn]
 
     def target(
         self,

@@ -103,18 +103,25 @@ class EventHandlers:
 
     def match(self, event: Event, state: State) -> bool:
         """Return whether ``apply`` has something to do at ``event``."""
-        window = self._settings.window
         if event is Event.BEFORE_FORWARD:  # == of these costs more, and comes 13 times a batch
-            return bool(self._listeners) and window.contains(state)
+            return bool(self._listeners) and self._acts(state)
         if event is Event.AFTER_FORWARD or event is Event.AFTER_LOSS:
-            return window.contains(state)
+            return self._acts(state)
         if event is Event.BEFORE_BACKWARD:
-            return self._joins_late and window.contains(state)
+            return self._joins_late and self._acts(state)
         if event is Event.BEFORE_TRAIN_BATCH:
-            return self._is_open or window.contains(state) is not self._inside
-        if event is Event.AFTER_TRAIN_BATCH or event is Event.BATCH_END:
+            if self._is_open or self._acts(state) is not self._inside:
+                return True
+            return self._panel.moves(state)
+        if event is Event.AFTER_TRAIN_BATCH:
             return self._inside is not False
+        if event is Event.BATCH_END:
+            return self._inside is not False or bool(self._panel.followers)
         return event in self._handlers
+
+    def _acts(self, state: State) -> bool:
+        """Return whether the window is open, and that of any teacher."""
+        return self._settings.window.contains(state) and self._panel.awake(state)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Do what ``event`` asks for."""
@@ -124,6 +131,15 @@ class EventHandlers:
     def position(self) -> int:
         """Which of the instances in its Trainer this one is."""
         return self.peers.index(self)
+
+    @property
+    def followed(self) -> dict[str, Any]:
+        """What teachers that are made of the student need in a resumed run."""
+        return self._panel.state_dict()
+
+    def follow_on(self, saved: dict[str, Any]) -> None:
+        """Let them go on where the run stopped that wrote a checkpoint."""
+        self._panel.load_state_dict(saved)
 
     @property
     def verifies(self) -> bool:
@@ -159,8 +175,10 @@ class EventHandlers:
         check_apart(settings.teachers, state.model, state.optimizers or ())
         warn_of_untrained(settings.kd_loss_fn, state.optimizers or ())
         settings.window.check(state)
+        self._panel.check(state)
         self._book.forget()  # a fit that was interrupted in a batch may have left something
         self._forget_batch()
+        self._panel.follow(state)
         if settings.window.is_idle(state):
             _log.warning(
                 "%s will not act in this training: start_dur lies at or behind its end_dur or the "
@@ -172,16 +190,15 @@ class EventHandlers:
         """BEFORE_TRAIN_BATCH: the window opens or closes, or a pass cut off begins anew."""
         self._book.start_pass()
         self._forget_batch()
-        window = self._settings.window
-        inside = window.contains(state)
+        inside = self._acts(state)
         if inside != bool(self._inside):
             verb = "begins to act" if inside else "no longer acts"
             _log.info("%s %s at batch %d", self._settings, verb, int(state.timestamp.batch))
         self._inside = inside
-        if inside:
-            self._panel.settle()
-        elif not self._evaluates and window.is_over(state):
+        if self._settings.window.is_over(state) and not self._evaluates:
             self._panel.leave()
+        else:
+            self._panel.settle(state, keep=self._evaluates)
 
     def _listen(self, state: State, logger: Logger) -> None:
         """BEFORE_FORWARD: some terms need more of the student than its output."""
@@ -246,6 +263,9 @@ class EventHandlers:
 
     def _log(self, state: State, logger: Logger) -> None:
         """BATCH_END: log one value a batch, the same on every rank."""
+        self._panel.follow(state)
+        if self._inside is False:
+            return
         metrics = self._book.take(state)
         self.companions.step(state)
         self._forget_batch()

@@ -25,6 +25,7 @@ class Peer(Protocol):
         former_identities: Who each is, as former versions wrote it.
         verifies: Whether others are an error.
         companions: What trains beside the student.
+        followed: What those of them need that are made of the student.
     """
 
     identities: list[str]
@@ -33,6 +34,11 @@ class Peer(Protocol):
 
     @property
     def verifies(self) -> bool: ...  # noqa: D102
+
+    @property
+    def followed(self) -> dict[str, Any]: ...  # noqa: D102
+
+    def follow_on(self, saved: dict[str, Any]) -> None: ...  # noqa: D102
 
 
 def written(peers: Sequence[Peer]) -> dict[str, Any]:
@@ -43,6 +49,8 @@ def written(peers: Sequence[Peer]) -> dict[str, Any]:
     identities = {str(index): peer.identities for index, peer in enumerate(peers)}
     entry: dict[str, Any] = {"teachers": identities, "fingerprint_rule": _RULE}
     states = {str(i): p.companions.state_dict() for i, p in enumerate(peers) if p.companions.any}
+    followed = {str(index): peer.followed for index, peer in enumerate(peers) if peer.followed}
+    entry |= {"followed": followed} if followed else {}
     return {**entry, "companions": states} if states else entry
 
 
@@ -64,6 +72,7 @@ def compare(saved: dict[str, Any], peers: Sequence[Peer]) -> None:
             peer.companions.load_state_dict(companions)
     former = "fingerprint_rule" not in saved
     for index, peer in enumerate(peers):
+        peer.follow_on(saved.get("followed", {}).get(str(index), {}))
         teachers = saved.get("teachers", {}).get(str(index))
         if teachers is None or not peer.verifies:
             continue

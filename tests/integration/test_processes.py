@@ -71,6 +71,7 @@ AS_IN_ONE = [
     "windows_and_schedules",
     "two_instances",
     "no_task_loss",
+    "moving_average",
 ]
 
 

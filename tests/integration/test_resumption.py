@@ -21,7 +21,7 @@ from integration.harness import (
 from torch import nn
 from torch.utils.data import DataLoader
 
-from composer_distill import Distillation, KLDivergence
+from composer_distill import Distillation, EMATeacher, KLDivergence, Snapshot
 
 # Composer warns when it resumes from a checkpoint that was saved after the last batch of an epoch.
 pytestmark = pytest.mark.filterwarnings("ignore:No batches were trained for global rank 0")
@@ -48,6 +48,10 @@ TERMS = {
         KLDivergence(2.0),
         kd_loss_weight=LinearScheduler(1.0, 0.0, "1dur"),
         org_loss_weight=lambda state: int(state.timestamp.batch) / N_BATCHES,
+    ),
+    "a moving average of the student, and a snapshot": lambda: Distillation(
+        [EMATeacher(decay=0.8, update_every="2ba", warmup=3), Snapshot(start_dur="3ba")],
+        KLDivergence(2.0),
     ),
     "two instances": lambda: [
         Distillation([mlp(1), mlp(2)], KLDivergence(2.0), n_teachers_to_sample=1),

@@ -43,7 +43,7 @@ from integration.workers.resuming import (
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from composer_distill import Distillation, KLDivergence
+from composer_distill import Distillation, EMATeacher, KLDivergence, Snapshot
 from composer_distill.weights.fingerprint import fingerprint
 
 
@@ -92,6 +92,12 @@ def windows_and_schedules(folder):
 def two_instances(folder):
     terms = [distil(), Distillation(mlp(5), torch.nn.MSELoss(), 0.2, 0.5, start_dur="2ba")]
     return found(fit(Classifier(mlp(0)), terms, train_dataloader=share(), lr=0.1))
+
+
+def moving_average(folder):
+    teachers = [EMATeacher(decay=0.8, warmup=3), Snapshot(start_dur="2ba")]
+    term = Distillation(teachers, KLDivergence(2.0), 0.5, 0.5)
+    return found(fit(Classifier(mlp(0)), term, train_dataloader=share(), max_duration="2ep"))
 
 
 def no_task_loss(folder):
@@ -246,6 +252,7 @@ SCENARIOS = [
     windows_and_schedules,
     two_instances,
     no_task_loss,
+    moving_average,
     drawn_teachers,
     streams_after_a_noisy_teacher,
     teacher_untouched,

@@ -1,0 +1,230 @@
+"""Teachers that are made of the student, and teachers with windows of their own, in Trainers."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from composer.core import Event, Time
+from integration.harness import (
+    LEARNING_RATE,
+    Classifier,
+    Recorder,
+    Spy,
+    assert_close,
+    assert_same,
+    batch_norm_mlp,
+    batches_of,
+    entries_of,
+    fit,
+    forward_kl,
+    loader,
+    logged,
+    mlp,
+    steps_of,
+    weights,
+)
+from torch import nn
+from torch.nn import functional as F
+
+from composer_distill import Distillation, EMATeacher, KLDivergence, Snapshot, Teacher
+from composer_distill.teachers.ema import MovingAverage
+
+
+def watched(teacher, student, **kwargs):
+    """Train; return the Trainer, and the student's and the teacher's weights after each batch."""
+    spy = Spy(
+        Event.BATCH_END,
+        lambda state: (weights(state.model.module), weights(teacher.model.module)),
+    )
+    term = Distillation(teacher, forward_kl(), 0.5, 0.5)
+    trainer = fit(student, term, train_dataloader=loader(40, 5), callbacks=spy, **kwargs)
+    return trainer, *zip(*spy.seen, strict=True)
+
+
+@pytest.mark.parametrize(("decay", "every", "warmup"), [(0.9, 1, 0), (0.8, 2, 0), (0.9, 1, 4)])
+def test_a_moving_average_is_that_of_a_loop(decay, every, warmup):
+    student = Classifier(batch_norm_mlp(0))
+    first = weights(student.module)
+    teacher = EMATeacher(decay=decay, update_every=f"{every}ba", warmup=warmup)
+    _, students, teachers = watched(teacher, student)
+
+    mean, updates = first, 0
+    buffers = dict(student.module.named_buffers())
+    for batch, (now, found) in enumerate(zip(students, teachers, strict=True), start=1):
+        if batch % every == 0:
+            kept = min(decay, (1 + updates) / (warmup + updates)) if warmup else decay
+            mean = {
+                name: now[name] if name in buffers else kept * mean[name] + (1 - kept) * now[name]
+                for name in now
+            }
+            updates += 1
+        for name in mean:
+            torch.testing.assert_close(found[name], mean[name], rtol=1e-12, atol=1e-12)
+    assert updates == 8 // every
+
+
+def test_a_student_taught_by_its_moving_average_is_that_of_a_loop_by_hand():
+    student, kl = mlp(0), forward_kl()
+    parameters = list(student.parameters())
+    mean = copy.deepcopy(student).requires_grad_(False)
+    trained = fit(
+        Classifier(copy.deepcopy(student)),
+        Distillation(EMATeacher(decay=0.9), kl, 0.5, 0.5),
+        train_dataloader=loader(40, 5),
+        device_train_microbatch_size=2,
+    )
+    for inputs, targets in batches_of(loader(40, 5)):
+        logits = student(inputs)
+        loss = 0.5 * F.cross_entropy(logits, targets) + 0.5 * kl(logits, mean(inputs))
+        gradients = torch.autograd.grad(loss, parameters)
+        with torch.no_grad():
+            for own, old, gradient in zip(parameters, mean.parameters(), gradients, strict=True):
+                own.sub_(LEARNING_RATE * gradient)
+                old.mul_(0.9).add_(own, alpha=0.1)
+    assert_close(trained.state.model.module, student)
+    assert logged(trained, "loss/train/kd")[0] == pytest.approx(0.0, abs=1e-12)
+    assert logged(trained, "loss/train/kd")[-1] > 1e-4
+
+
+def test_the_average_is_frozen_in_eval_mode_and_outside_the_student():
+    teacher = EMATeacher(decay=0.9)
+    student = Classifier(mlp(0, dropout=0.5))
+    names = student.state_dict().keys()
+    trainer, _, _ = watched(teacher, student)
+    assert trainer.state.model.state_dict().keys() == names
+    assert not any(module.training for module in teacher.model.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+    ours = {parameter.data_ptr() for parameter in teacher.model.parameters()}
+    assert ours.isdisjoint(parameter.data_ptr() for parameter in student.parameters())
+
+
+def test_an_average_with_weight_0_leaves_the_run_as_it_was():
+    plain = fit(Classifier(mlp(0, dropout=0.5)), train_dataloader=loader(40, 5))
+    term = Distillation(EMATeacher(), forward_kl(), 0.0, 1.0)
+    assert_same(
+        fit(Classifier(mlp(0, dropout=0.5)), term, train_dataloader=loader(40, 5)).state.model,
+        plain.state.model,
+    )
+
+
+def test_a_snapshot_is_the_student_at_its_start():
+    teacher = Snapshot(start_dur="3ba")
+    trainer, students, teachers = watched(teacher, Classifier(batch_norm_mlp(0)))
+    for found in teachers[2:]:
+        assert all(torch.equal(found[name], students[2][name]) for name in found)
+    assert steps_of(trainer, "loss/train/kd") == [3, 4, 5, 6, 7]
+
+    plain = Spy(Event.BATCH_END, lambda state: weights(state.model.module))
+    fit(Classifier(batch_norm_mlp(0)), train_dataloader=loader(40, 5), callbacks=plain)
+    for batch in range(3):
+        assert all(torch.equal(plain.seen[batch][n], students[batch][n]) for n in plain.seen[batch])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"decay": 1.5}, "decay must lie between 0 and 1, got 1.5"),
+        ({"update_every": "1ep"}, "a number of batches such as '1ba'.*got '1ep'"),
+        ({"update_every": Time.from_timestring("0ba")}, "at least one"),
+        ({"warmup": -1}, "warmup must be a number of updates"),
+        ({"start_dur": 2.0}, "start_dur as a fraction"),
+    ],
+)
+def test_rules_that_can_not_be(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        EMATeacher(**arguments)
+
+
+def test_a_student_that_is_cut_is_refused():
+    source = MovingAverage(EMATeacher(), "teacher 0 (EMA of the student)")
+    with pytest.raises(ValueError, match=r"teacher 0 \(EMA.*cut over the ranks by FSDP already"):
+        source.prepare(SimpleNamespace(fsdp_config=object()), "auto")
+
+
+class Counted(Recorder):
+    """Counts the batches that it has answered."""
+
+    @property
+    def count(self):
+        return len(self.inputs)
+
+
+def test_each_teacher_answers_in_its_own_window_and_the_shares_are_of_those_that_do():
+    early, late, kl = Counted(mlp(1)), Counted(mlp(2)), forward_kl()
+    teachers = [
+        Teacher(early, end_dur="3ba", weight=3.0),
+        Teacher(late, start_dur="2ba", end_dur=0.75),
+    ]
+    trained = fit(
+        Classifier(mlp(0)),
+        Distillation(teachers, KLDivergence(1.0), 0.5, 0.5, combine="probabilities"),
+        train_dataloader=loader(40, 5),
+    )
+    student = mlp(0)
+    for batch, (inputs, targets) in enumerate(batches_of(loader(40, 5))):
+        logits = student(inputs)
+        loss = F.cross_entropy(logits, targets)
+        asked = [
+            *([(3.0, mlp(1))] if batch < 3 else []),
+            *([(1.0, mlp(2))] if 2 <= batch < 6 else []),
+        ]
+        if asked:
+            total = sum(weight for weight, _ in asked)
+            kls = [weight / total * kl(logits, m(inputs).detach()) for weight, m in asked]
+            loss = 0.5 * loss + 0.5 * sum(kls)
+        gradients = torch.autograd.grad(loss, list(student.parameters()))
+        with torch.no_grad():
+            for own, gradient in zip(student.parameters(), gradients, strict=True):
+                own.sub_(LEARNING_RATE * gradient)
+    assert_close(trained.state.model.module, student)
+    assert (early.count, late.count) == (3, 4)
+    assert steps_of(trained, "loss/train/kd") == list(range(6))
+
+
+def test_a_teacher_whose_weight_is_0_now_does_not_answer():
+    first, second = Counted(mlp(1)), Counted(mlp(2))
+    teachers = [
+        Teacher(first, weight=lambda state: float(int(state.timestamp.batch) < 2)),
+        Teacher(second, weight=lambda state: float(int(state.timestamp.batch) % 2)),
+    ]
+    trained = fit(
+        Classifier(mlp(0)),
+        Distillation(teachers, forward_kl(), 0.5, 0.5),
+        train_dataloader=loader(20, 5),
+    )
+    assert (first.count, second.count) == (2, 2)
+    assert steps_of(trained, "loss/train/kd") == [0, 1, 3]
+
+
+def test_a_teacher_leaves_the_device_when_its_window_is_over(monkeypatch):
+    from composer_distill.teachers.live import LiveTeacher
+
+    left = []
+    monkeypatch.setattr(LiveTeacher, "leave", lambda self: left.append(self.label))
+    teachers = [Teacher(mlp(1), end_dur="2ba", name="assistant"), mlp(2)]
+    seen = Spy(Event.BATCH_START, lambda state: list(left))
+    fit(
+        Classifier(mlp(0)),
+        Distillation(teachers, forward_kl()),
+        train_dataloader=loader(20, 5),
+        callbacks=seen,
+    )
+    assert left == ["teacher 0 (assistant)"]
+    assert seen.seen[1] == []
+
+
+def test_windows_that_can_not_be():
+    with pytest.raises(ValueError, match=r"teacher \(Linear\): end_dur as a fraction"):
+        Teacher(nn.Linear(2, 2), end_dur=3.0)
+    term = Distillation(Teacher(mlp(1), weight=lambda state: -1.0, name="one"), forward_kl())
+    with pytest.raises(ValueError, match=r"teacher 0 \(one\): weight must be a finite number"):
+        fit(Classifier(mlp(0)), term)
+
+
+def test_evaluation_asks_every_teacher_whatever_its_window():
+    term = Distillation([Teacher(mlp(1), end_dur="1ba"), mlp(2)], forward_kl(), eval_teachers=True)
+    trained = fit(
+        Classifier(mlp(0)), term, train_dataloader=loader(20, 5), eval_dataloader=loader(10, 5)
+    )
+    assert len(entries_of(trained)["metrics/eval/teacher_kl"]) == 1
