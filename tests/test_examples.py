@@ -54,6 +54,17 @@ def test_causal_language_model(run):
     assert rows["student distilled"][0] != rows["student alone"][0]
 
 
+def test_student_from_teacher(run):
+    rows = run("student_from_teacher.py")
+    students = [
+        f"{origin}, {how}" for origin in ("random", "copied") for how in ("alone", "distilled")
+    ]
+    assert list(rows) == ["teacher", "its two layers, untrained", *students]
+    # Even a few steps tell copied weights from random ones
+    assert rows["copied, alone"][0] < rows["random, alone"][0] - 0.3
+    assert rows["copied, distilled"][0] < rows["random, distilled"][0] - 0.3
+
+
 @pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_every_example_is_shown_and_tested(script):
     page = (EXAMPLES.parent / "examples.md").read_text()

@@ -158,6 +158,11 @@ variational_information(student, teacher, mask=None, *, variance, dim=1)
     "composer_distill.teachers": """
 CachedTeacher(folder, teacher=None, *, name=None, weight=1.0, unfinished=False, tail='bucket')
 Teacher(model, *, checkpoint=None, name=None, weight=1.0, input_fn=None, output_fn=None,
+EMATeacher(*, decay=0.999, update_every='1ba', warmup=0, start_dur=0.0, end_dur=1.0,
+    name='EMA of the student', weight=1.0)
+Snapshot(*, start_dur=0.0, end_dur=1.0, name='snapshot of the student', weight=1.0)
+Teacher(model, *, checkpoint=None, name=None, weight=1.0, start_dur=0.0, end_dur=1.0,
+    input_fn=None, output_fn=None,
     dtype=None, compile=False, offload=False, microbatch_size=None, strict=True, ema=None)
 Teacher.from_pretrained(folder_or_name, **options)
 Teacher.from_composer_checkpoint(path, **options)
