@@ -157,7 +157,6 @@ variational_information(student, teacher, mask=None, *, variance, dim=1)
 """,
     "composer_distill.teachers": """
 CachedTeacher(folder, teacher=None, *, name=None, weight=1.0, unfinished=False, tail='bucket')
-Teacher(model, *, checkpoint=None, name=None, weight=1.0, input_fn=None, output_fn=None,
 EMATeacher(*, decay=0.999, update_every='1ba', warmup=0, start_dur=0.0, end_dur=1.0,
     name='EMA of the student', weight=1.0)
 Snapshot(*, start_dur=0.0, end_dur=1.0, name='snapshot of the student', weight=1.0)

@@ -70,10 +70,6 @@ def at_work(teachers: Sequence[AnyTeacher]) -> tuple[Source, ...]:
 def _at_work(teacher: AnyTeacher, label: str) -> Source:
     if isinstance(teacher, CachedTeacher):
         return CachedAnswers(teacher, label)
-    return tuple(_source_of(teacher, label) for teacher, label in pairs)
-
-
-def _source_of(teacher: Teacher, label: str) -> Source:
     if isinstance(teacher, EMATeacher):
         return MovingAverage(teacher, label)
     return LiveTeacher(teacher, label)
