@@ -160,7 +160,6 @@ NOT_COVERED = {
         "Siglip2ForImageClassification",
         "Speech2Text2ForCausalLM",
         "SwinForImageClassification",
-        "Swinv2ForImageClassification",
         "T5GemmaForConditionalGeneration",
         "T5GemmaForSequenceClassification",
         "T5GemmaForTokenClassification",
