@@ -11,7 +11,7 @@ _Result = TypeVar("_Result")
 
 def seen(path: Path) -> Seen:
     """What the files of a source are like now: the file itself, or those of the folder."""
-    files = [path] if path.is_file() else sorted(path.iterdir())
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
     return {file: file.stat() for file in files if file.is_file()}
 
 

@@ -113,7 +113,7 @@ def test_every_reader_has_a_row():
 
 def test_files_changed_at_random_lead_to_clean_errors(tmp_path):
     """A few hundred changes; docs/contributing.md tells how to make thousands, and others."""
-    count = os.environ.get("COMPOSER_DISTILL_FUZZ", "63")
+    count = os.environ.get("COMPOSER_DISTILL_FUZZ", "420")
     seed = os.environ.get("COMPOSER_DISTILL_FUZZ_SEED", "1")
     done = subprocess.run(
         [sys.executable, HERE / "fuzzing.py", tmp_path, count, seed],
