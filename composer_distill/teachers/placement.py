@@ -40,8 +40,13 @@ def move(model: nn.Module, device: torch.device, dtype: torch.dtype | None, labe
         label: What errors call it.
 
     Raises:
-        ValueError: If the model refuses.
+        ValueError: If the model refuses, or holds complex numbers, which a real type would cut.
     """
+    if dtype is not None and not dtype.is_complex and any(map(torch.is_complex, _tensors(model))):
+        raise ValueError(
+            f"{label}: it holds complex tensors, of which {dtype} would keep the real part alone. "
+            "Please leave Teacher(..., dtype=...) out."
+        )
     there = all(tensor.device == device for tensor in _tensors(model))
     if there and dtype is None:
         return

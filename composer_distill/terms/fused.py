@@ -8,6 +8,7 @@ from composer.core import State
 from torch import Tensor
 
 from composer_distill.losses import FusedLinearKL
+from composer_distill.notes import noted
 from composer_distill.teachers.heads import Head, HeadRecorder
 from composer_distill.teachers.live import LiveTeacher
 from composer_distill.teachers.microbatch import Microbatch
@@ -103,7 +104,8 @@ class FusedTerm:
         Raises:
             ValueError: If student or teacher has no head to be read, or their sizes differ.
         """
-        self._loss.resolve(state)
+        with noted("kd_loss_fn", self._loss, " in a schedule"):
+            self._loss.resolve(state)
         logits = self.reader.logits(state.outputs)
         self.reader.ask_own_loss(state.loss, view, state.outputs, logits)
         microbatch = self.reader.read(view, state.outputs, logits)

@@ -9,6 +9,7 @@ from composer.core import State
 from torch import Tensor
 
 from composer_distill.losses import DistillationLoss
+from composer_distill.notes import noted
 from composer_distill.teachers.microbatch import Compared, Microbatch
 from composer_distill.telemetry.observer import Observer, Watch
 from composer_distill.telemetry.values import top1_agreement
@@ -146,7 +147,8 @@ class LogitsTerm:
             ValueError: If a teacher's shape differs or the loss has no gradient path.
         """
         if isinstance(self.kd_loss_fn, DistillationLoss):
-            self.kd_loss_fn.resolve(state)
+            with noted("kd_loss_fn", self.kd_loss_fn, " in a schedule"):
+                self.kd_loss_fn.resolve(state)
         judged = trust_labels and self.observer is not None and self.observer.wants_labels
         microbatch = self.read(view, state.outputs, own_loss=state.loss, with_labels=judged)
         drawn = self.panel.draw(int(state.timestamp.batch))

@@ -10,6 +10,7 @@ from torch import Tensor
 from composer_distill.losses import DistillationLoss, KLDivergence
 from composer_distill.losses.sparse import SparseTarget, sparse_distance
 from composer_distill.losses.sparse_choice import check_sparse, outcomes_of, sparse_parts
+from composer_distill.notes import noted
 from composer_distill.teachers.cached import CachedAnswers, CachedTeacher
 from composer_distill.teachers.source import Source
 from composer_distill.telemetry.values import entropy, is_classification
@@ -81,7 +82,8 @@ class SparseTerm:
             ValueError: If samples are not in the cache, its classes are not the student's, or the
                 loss has another temperature.
         """
-        self._loss.resolve(state)
+        with noted("kd_loss_fn", self._loss, " in a schedule"):
+            self._loss.resolve(state)
         microbatch = self._logits.read(view, state.outputs, own_loss=state.loss)
         ((index, _),) = self.panel.draw(int(state.timestamp.batch))
         source = self._sources[index]

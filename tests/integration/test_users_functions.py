@@ -32,6 +32,14 @@ def test_an_error_of_a_function_names_its_argument(argument):
     assert f"This was raised by {argument} (raising)" in "\n".join(caught.value.__notes__)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="errors take no notes")
+def test_an_error_of_a_losss_schedule_names_the_loss():
+    with pytest.raises(KeyError, match="no such thing") as caught:
+        fit(Classifier(mlp(0)), Distillation(mlp(1), KLDivergence(temperature=raising)))
+    note = "This was raised by kd_loss_fn (KLDivergence) in a schedule."
+    assert caught.value.__notes__ == [note]
+
+
 def spoiling(student, teacher):
     return nn.functional.mse_loss(student, teacher.mul_(0.5))
 

@@ -10,6 +10,7 @@ import inspect
 import json
 import re
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -96,8 +97,31 @@ def build(model_class, settings, confine):
     print(json.dumps(row | {"came": came, "confined": held, "executed": executed}))
 
 
+def quantisers():
+    """Load a folder that says, for each quantiser in turn, that it was quantised by it."""
+    folder = Path(tempfile.mkdtemp())
+    small = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BertConfig(**small, intermediate_size=16)
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    content = json.loads((folder / "config.json").read_text())
+    for method in transformers.quantizers.auto.AUTO_QUANTIZATION_CONFIG_MAPPING:
+        asked = {"quant_method": method, "tokenizer": str(FOLDER), "dataset": str(FOLDER)}
+        content["quantization_config"] = {**asked, "quant_type": str(FOLDER), "bits": 4}
+        (folder / "config.json").write_text(json.dumps(content))
+        SEEN.clear()
+        came = "loaded"
+        try:
+            huggingface.build_pretrained(folder, name="the expert")
+        except (ImportError, OSError, ValueError) as error:
+            came = f"{type(error).__name__}: {str(error)[:200]}"
+        executed = (FOLDER / "executed").exists()
+        row = {"class": f"quantiser {method}", "seen": SEEN[:3], "came": came}
+        print(json.dumps(row | {"confined": True, "executed": executed}))
+
+
 def main():
     plant()
+    quantisers()
     confinement.check_settings = lambda _: None  # so that the doors alone must hold
     every = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
     for kind in sorted(set(every.values())):

@@ -155,6 +155,7 @@ def test_no_configuration_of_transformers_reaches_beyond_itself(tmp_path):
     confined_rows = [row for row in rows if row["confined"]]
     assert len({row["class"] for row in confined_rows}) > 20
     assert [row for row in confined_rows if row["seen"] or row["executed"]] == []
+    assert sum(row["class"].startswith("quantiser ") for row in confined_rows) > 15
     assert any("asks for another folder" in row["came"] for row in confined_rows)
     assert rows[-1]["seen"]
     assert rows[-1]["executed"]

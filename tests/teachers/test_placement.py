@@ -47,6 +47,15 @@ def test_one_that_cannot_be_cast_is_named_with_the_remedy():
         teacher.place(CPU)
 
 
+def test_complex_numbers_are_not_cut_to_their_real_part():
+    model = nn.Linear(2, 2)
+    model.register_buffer("rotation", torch.tensor([1j]))
+    teacher = Teacher(model, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"complex tensors, .*leave Teacher\(\.\.\., dtype="):
+        teacher.place(CPU)
+    assert model.rotation.item() == 1j
+
+
 class Around(torch.Tensor):
     """A tensor without storage of its own, as torchao's and quanto's weights are."""
 
