@@ -116,15 +116,17 @@ def _cache(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
 
 def _inspect(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     from composer_distill.caching.inspection import describe_cache, manifest_of
+    from composer_distill.weights.errors import clean_errors
     from composer_distill.weights.inspection import REFUSED, describe
 
     try:
-        manifest = manifest_of(options.source)
-        if manifest is not None:
-            print(describe_cache(options.source, manifest))
-            return 0
+        with clean_errors():
+            manifest = manifest_of(options.source)
+            if manifest is not None:
+                print(describe_cache(options.source, manifest))
+                return 0
         text = describe(options.source)
-    except (OSError, ImportError) as error:
+    except (OSError, ImportError, ValueError) as error:
         parser.error(f"PATH: {error}")
     print(text)
     return 1 if REFUSED in text else 0

@@ -5,6 +5,7 @@ from pathlib import Path
 from composer_distill.caching.manifest import MANIFEST, Manifest, from_json, summed
 from composer_distill.caching.shards import read_facts
 from composer_distill.weights.uris import Remote, parse_remote
+from composer_distill.weights.wording import plain
 
 
 def manifest_of(source: str | Path) -> Manifest | None:
@@ -68,4 +69,4 @@ def describe_cache(source: str | Path, manifest: Manifest) -> str:
     if manifest.fields is not None:
         lines.append(f"the teacher read: {', '.join(manifest.fields)}")
     lines += [f"written with {name} {number}" for name, number in manifest.versions.items()]
-    return "\n".join(lines)
+    return "\n".join(plain(line, 500) for line in lines)

@@ -4,8 +4,10 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+from composer_distill.weights.wording import plain
 
 MANIFEST = "manifest.json"
 FORMAT = "composer-distill cache"
@@ -92,7 +94,7 @@ def from_json(text: str, where: str) -> Manifest:
     try:
         entries = json.loads(text)
         known = isinstance(entries, dict) and entries.get("format") == FORMAT
-    except ValueError:
+    except (ValueError, RecursionError):
         entries, known = {}, False
     if not known:
         raise ValueError(
@@ -111,9 +113,24 @@ def from_json(text: str, where: str) -> Manifest:
         found = {name: value for name, value in entries.items() if name in names}
         if found.get("fields") is not None:
             found["fields"] = tuple(found["fields"])
+        _check_shards(found.get("shards", {}))
         return Manifest(recipe, **found)
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{where}: its {MANIFEST} is damaged ({error}). Write it anew.") from error
+
+
+def _check_shards(shards: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse shards that lie elsewhere, or of which nothing is told.
+
+    Raises:
+        TypeError: If something is of another form.
+    """
+    for name, shard in shards.items():
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name:
+            raise TypeError(f"the shard {plain(name, 100)} lies outside of it")
+        if type(shard["bytes"]) is not int or type(shard["checksum"]) is not str:
+            raise TypeError(f"nothing is told of the shard {plain(name, 100)}")
 
 
 def check_same(kept: Recipe, wanted: Recipe, where: str) -> None:

@@ -33,7 +33,12 @@ class Cache:
         self.folder = folder
         self._remote = parse_remote(folder)
         self._root = Path(folder).expanduser()
-        self.manifest, self._index = self._open(unfinished)
+        try:
+            self.manifest, self._index = self._open(unfinished)
+        except (ImportError, OSError, ValueError):
+            raise
+        except Exception as error:  # what somebody made up can lead anywhere
+            raise ValueError(f"{folder} cannot be read as a cache ({error}). {_MEND}") from error
         self._paths = list(self.manifest.shards)
         self._shards: dict[int, Shard] = {}
         self._read = 0
@@ -96,7 +101,13 @@ class Cache:
         path = self._local(INDEX)
         if not path.exists() or checksum(path) != manifest.index:
             raise ValueError(f"{self.folder}: its {INDEX} is damaged. {_MEND}")
-        return np.load(path, mmap_mode="r")
+        try:
+            found = np.load(path, mmap_mode="r")
+        except (EOFError, OverflowError, ValueError) as error:
+            raise ValueError(f"{self.folder}: its {INDEX} is none ({error}). {_MEND}") from error
+        if getattr(found, "ndim", 0) != 2 or len(found) != 3 or found.dtype != np.uint64:
+            raise ValueError(f"{self.folder}: its {INDEX} is of another form. {_MEND}")
+        return found
 
     def _shard(self, number: int) -> Shard:
         if number not in self._shards:

@@ -75,7 +75,7 @@ def check_settings(settings: Any) -> None:
         ...
         ValueError: its configuration's backbone_kwargs.trust_remote_code asks for code of its ...
     """
-    for path, key, value in _entries(settings):
+    for path, key, value in entries(settings):
         text = value if type(value) is str else ""
         if key == "trust_remote_code" and value is not None and value is not False:
             raise ValueError(_told(f"its configuration's {plain(path)} asks for code of its own"))
@@ -100,14 +100,17 @@ def _doors(where: str | None, refuse: Callable[..., None]) -> Iterator[tuple[Any
     def look_up(place: Any = None, *arguments: Any, **options: Any) -> None:
         place = options.get("path_or_repo_id", options.get("pretrained_model_name_or_path", place))
         names = options.get("filenames", arguments[0] if arguments else [])
+        chosen = options.get("transformers_explicit_filename")
+        if chosen is not None:  # another file than the one that is read and compared
+            refuse("weights of a name of its own", str(chosen))
         if place is not None and not _same(place, where):
             refuse("another folder or repository", str(place))
         for name in names if isinstance(names, list | tuple) else [names]:
             if type(name) is str and (Path(name).is_absolute() or ".." in Path(name).parts):
                 refuse("a file outside of its folder", name)
 
-    def code(*arguments: Any, **_: Any) -> None:
-        refuse("code of its own", str(arguments[0]) if arguments else None)
+    def of(what: str) -> Callable[..., None]:
+        return lambda *arguments, **_: refuse(what, str(arguments[0]) if arguments else None)
 
     def module(name: Any, location: Any = None, *_: Any, **__: Any) -> None:
         """Installed libraries import parts of themselves by path."""
@@ -116,18 +119,15 @@ def _doors(where: str | None, refuse: Callable[..., None]) -> Iterator[tuple[Any
         if location is not None and not any(place.resolve() in path.parents for place in installed):
             refuse("code of its own", str(name))
 
-    def kernel(*arguments: Any, **_: Any) -> None:
-        refuse("a kernel", str(arguments[0]) if arguments else None)
-
     def network(*_: Any, **__: Any) -> None:
         refuse("something on the network")
 
     yield hub, "cached_files", look_up
     yield modeling, "_get_resolved_checkpoint_files", look_up
-    yield dynamic, "get_class_in_module", code
-    yield dynamic, "get_cached_module_file", code
+    yield dynamic, "get_class_in_module", of("code of its own")
+    yield dynamic, "get_cached_module_file", of("code of its own")
     yield importlib.util, "spec_from_file_location", module
-    yield modeling, "get_kernel", kernel
+    yield modeling, "get_kernel", of("a kernel")
     if where is None or Path(where).is_dir():
         yield socket, "getaddrinfo", network
         yield socket.socket, "connect", network
@@ -166,7 +166,7 @@ def _same(place: Any, where: str | None) -> bool:
     return str(place) == where
 
 
-def _entries(settings: Any) -> Iterator[tuple[str, str, Any]]:
+def entries(settings: Any) -> Iterator[tuple[str, str, Any]]:
     """Every entry of nested data, with its path and its own key."""
     left: list[tuple[str, str, Any]] = [("", "", settings)]
     while left:
@@ -182,7 +182,7 @@ def _entries(settings: Any) -> Iterator[tuple[str, str, Any]]:
 
 def _key_of(settings: Any, asked: Any) -> str:
     """The key that names what was asked for, where one does."""
-    for path, _, value in _entries(settings):
+    for path, _, value in entries(settings):
         if type(value) is str and value == asked:
             return f"its configuration's {plain(path)}"
     return "its configuration"

@@ -89,7 +89,7 @@ def _python_memory() -> Any:
 
 def _numpy_memory() -> Any:
     """Return the memory of NumPy's generator, and of what holds its second Gaussian of a pair."""
-    generator = np.random.get_bit_generator()  # pyright: ignore[reportAttributeAccessIssue]
+    generator: Any = vars(np.random)["get_bit_generator"]()  # which not all stubs know
     usual = type(_RANDOM_STATE) is np.random.RandomState and type(generator) is np.random.MT19937
     if not usual or not _HAS_MEMORY:
         return None

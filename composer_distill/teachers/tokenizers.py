@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from composer_distill.teachers.confinement import confined
+from composer_distill.teachers.confinement import confined, entries
+from composer_distill.weights.wording import plain
 
 log = logging.getLogger(__name__)
 
 # What a tokenizer is saved as, one of which is in every folder that holds one
 _FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "vocab.txt")
 _CODE = "auto_map"
+_LONGEST_PATH = 1000
 
 
 def folder_tokenizer(folder_or_name: str, owner: str) -> Any | None:
@@ -63,18 +65,35 @@ def _write(folder: Path, name: str, entry: Any) -> None:
         return
     path = folder / name
     if extension == ".json":
-        plain = {key: value for key, value in content.items() if key != _CODE}
-        path.write_text(json.dumps(plain), encoding="utf-8")
+        data = {key: value for key, value in content.items() if key != _CODE}
+        path.write_text(json.dumps(data), encoding="utf-8")
     elif extension == ".txt":
         path.write_text("\n".join(content), encoding="utf-8")
     elif extension == ".model":
         path.write_bytes(content)
 
 
+def _check_files(folder: Path) -> None:
+    """Refuse settings that name a file elsewhere, which transformers would read.
+
+    Raises:
+        ValueError: If one does; the error names the key.
+    """
+    settings = folder / "tokenizer_config.json"
+    if not settings.is_file():
+        return
+    for path, _, value in entries(json.loads(settings.read_text("utf-8"))):
+        if type(value) is not str or len(value) > _LONGEST_PATH or "\0" in value:
+            continue
+        if Path(value).is_file() and folder.resolve() not in Path(value).resolve().parents:
+            raise ValueError(f"its {settings.name} names a file elsewhere under {plain(path)}")
+
+
 def _read(folder_or_name: str, owner: str) -> Any | None:
     from transformers import AutoTokenizer
 
     try:
+        _check_files(Path(folder_or_name))
         with confined(folder_or_name):
             return AutoTokenizer.from_pretrained(folder_or_name, trust_remote_code=False)
     except Exception as error:  # whatever a library says to files that are not its own

@@ -73,7 +73,7 @@ def attended_positions(batch: Any, outputs: Any = None) -> Tensor | None:
         outputs: Not read.
 
     Shape:
-        - attention_mask: ``(B, T)``.
+        - attention_mask: ``(B, T)``, or ``(B, T, T)`` from reader to what is read.
         - result: ``(B, T)``.
 
     Returns:
@@ -89,6 +89,8 @@ def attended_positions(batch: Any, outputs: Any = None) -> Tensor | None:
     mask = batch.get("decoder_attention_mask")
     if mask is None:
         mask = batch.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 3:  # who reads whom: padding is read by none
+        return mask.bool().any(1)
     return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 

@@ -1,5 +1,6 @@
 """What a student's architecture says about its positions."""
 
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -64,7 +65,11 @@ def task_of(model: nn.Module) -> Task:
         Task(shift=False, encoder_decoder=False, aligned=False, labelled=False)
     """
     config = _first(model, "config")
-    encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
+    # A family's encoder alone, such as T5ForTokenClassification, says so too
+    encoder_decoder = bool(getattr(config, "is_encoder_decoder", False)) and any(
+        "decoder_input_ids" in inspect.signature(module.forward).parameters
+        for module in model.modules()
+    )
     shift = _first(model, "shift_labels")
     if shift is None:
         shift = not encoder_decoder and any(map(_is_causal_lm, model.modules()))

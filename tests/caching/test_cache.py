@@ -15,11 +15,12 @@ from caching.conftest import FACTS, answer, key, write
 from streaming import StreamingDataset
 
 from composer_distill.caching import index
-from composer_distill.caching.manifest import Recipe
+from composer_distill.caching.manifest import Manifest, Recipe, to_json
 from composer_distill.caching.packing import pack, pack_whole, unpack, unpack_whole
 from composer_distill.caching.reader import Cache
 from composer_distill.caching.shards import DATA
 from composer_distill.caching.writer import PartWriter, finish, start
+from composer_distill.cli import main
 
 
 def read(cache, numbers):
@@ -211,3 +212,32 @@ def test_answers_of_unlike_kinds_make_no_cache(tmp_path):
     writer.close()
     with pytest.raises(ValueError, match="its answers differ in classes"):
         finish(tmp_path / "cache", Recipe("a teacher"))
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/tmp", "a/../../b"])
+def test_a_manifest_names_no_shard_elsewhere(tmp_path, name):
+    """A cache may come from somebody else."""
+    manifest = Manifest(Recipe(kind="logits", teacher="x"), finished=True, index="0")
+    entries = json.loads(to_json(manifest))
+    entries["shards"] = {name: {"samples": 1, "bytes": 1, "checksum": "0"}}
+    (tmp_path / "manifest.json").write_text(json.dumps(entries))
+    with pytest.raises(ValueError, match=r"is damaged \(the shard .* lies outside of it\)"):
+        Cache(tmp_path)
+
+
+def test_what_a_manifest_says_steers_no_terminal(tmp_path, capsys):
+    manifest = Manifest(Recipe(kind="logits", teacher="\x1b[2J" + "x" * 10**6), finished=True)
+    (tmp_path / "manifest.json").write_text(to_json(manifest))
+    assert main(["inspect", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert len(shown) < 5000
+
+
+@pytest.mark.parametrize(("key", "value"), [("bytes", "x"), ("versions", 3), ("shards", [1])])
+def test_a_manifest_of_another_form_is_refused_in_words(tmp_path, key, value, capsys):
+    entries = json.loads(to_json(Manifest(Recipe(kind="logits", teacher="x"), finished=True)))
+    (tmp_path / "manifest.json").write_text(json.dumps({**entries, key: value}))
+    with pytest.raises(SystemExit):
+        main(["inspect", str(tmp_path)])
+    assert "PATH: " in capsys.readouterr().err

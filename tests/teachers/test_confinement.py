@@ -159,3 +159,29 @@ def test_no_configuration_of_transformers_reaches_beyond_itself(tmp_path):
     assert any("asks for another folder" in row["came"] for row in confined_rows)
     assert rows[-1]["seen"]
     assert rows[-1]["executed"]
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_weights_of_another_folder_are_not_loaded_instead(zoo, tmp_path, absolute):
+    """The fingerprint, and who looks at the folder, would see others than are trained on."""
+    for name in ("own", "other"):
+        zoo.bert().save_pretrained(tmp_path / name)
+    config = tmp_path / "own" / "config.json"
+    elsewhere = (
+        tmp_path / "other" / "model.safetensors" if absolute else "../other/model.safetensors"
+    )
+    config.write_text(
+        json.dumps({**json.loads(config.read_text()), "transformers_weights": str(elsewhere)})
+    )
+    with pytest.raises(ValueError, match="asks for weights of a name of its own"):
+        Teacher.from_pretrained(tmp_path / "own")
+
+
+def test_a_tokenizers_settings_read_no_file_elsewhere(zoo, tmp_path, caplog):
+    zoo.bert().save_pretrained(tmp_path / "own")
+    (tmp_path / "secret.txt").write_text("[UNK]\n[PAD]\nSECRET\n")
+    settings = {"tokenizer_class": "BertTokenizer", "vocab_file": str(tmp_path / "secret.txt")}
+    (tmp_path / "own" / "tokenizer_config.json").write_text(json.dumps(settings))
+    teacher = Teacher.from_pretrained(tmp_path / "own")
+    assert getattr(teacher.model, "tokenizer", None) is None
+    assert "names a file elsewhere under vocab_file" in caplog.text

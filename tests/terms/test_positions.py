@@ -230,3 +230,12 @@ class TestLabels:
     )
     def test_labels_that_do_not_fit_are_none(self, batch):
         assert aligned_labels(batch, logits(2), MASKED) is None
+
+
+def test_what_no_position_reads_is_padding():
+    """A mask from reader to what is read, as BERT takes it too."""
+    attended = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    batch = {"attention_mask": attended[:, None, :].expand(2, 4, 4)}
+    assert torch.equal(attended_positions(batch), attended.bool())
+    packed = torch.block_diag(torch.ones(2, 2), torch.ones(2, 2)).long()[None]
+    assert attended_positions({"attention_mask": packed}).all()

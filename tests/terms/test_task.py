@@ -48,3 +48,12 @@ class TestTask:
             "assert 'transformers' not in sys.modules"
         )
         subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_familys_encoder_alone_is_no_pair():
+    """T5's token classifier has a configuration that says it is one."""
+    sizes = {"vocab_size": 20, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1}
+    transformers = pytest.importorskip("transformers")
+    config = transformers.T5Config(**sizes, num_heads=2, num_labels=3)
+    assert not task_of(transformers.T5ForTokenClassification(config)).encoder_decoder
+    assert task_of(transformers.T5ForConditionalGeneration(config)).encoder_decoder

@@ -6,6 +6,7 @@ import io
 import json
 import pathlib
 import pickle
+import resource
 import struct
 import tracemalloc
 import warnings
@@ -165,6 +166,10 @@ SMALL = {
     "the state of a class": b"cnumpy\nndarray\nN}" + text("x") + b"Ns\x86b",
     "a state twice": dtype("u4") + b"(K\x03NNNNtb(K\x03NNNNtb",
     "a call of a list": b"]\x85)R",
+    "one list made a dict again and again": b"](K\x00K\x00\x86q\x000" + b"h\x00" * 100_000
+    + b"e\x85q\x01ccollections\nOrderedDict\nq\x020" + b"h\x02h\x01R0" * 1000,
+    "one text encoded again and again": b"](c_codecs\nencode\nq\x000" + text("a" * 300_000)
+    + b"q\x01h\x01\x85q\x0200" + b"h\x00h\x02R" * 5000 + b"e",
     "an unknown persistent id": b"K\x00Q",
     "an extension": b"\x82\x01",
     "a class by name": b"cpathlib\nPosixPath\n)\x81",
@@ -288,3 +293,28 @@ def test_real_checkpoints_stay_far_below_the_bounds(trained_bert, tmp_path):
         patch.setattr(opcodes, "Machine", Watched)
         read_pickled(tmp_path / "a.pt", mmap=True)
     assert 2 < machines[0].spent / len(data) < BYTES_A_BYTE / 2
+
+
+@pytest.mark.parametrize("how", ["negated", "of another type"])
+def test_an_expanded_tensor_is_not_filled_in(tmp_path, how):
+    """A few bytes that say that they are 2 GB, told to be computed with."""
+    marks = b"}" + text("neg") + b"\x88s" if how == "negated" else b""
+    number = b"\x8a\x04" + (2**29).to_bytes(4, "little")
+    tensor = (
+        b"ctorch._utils\n_rebuild_tensor_v2\n((" + text("storage") + b"ctorch\nFloatStorage\n"
+        + text("0") + text("cpu") + b"K\x01tQK\x00" + number + b"\x85K\x00\x85\x89"
+        + b"ccollections\nOrderedDict\n)R" + marks + b"tR"
+    )  # fmt: skip
+    if how != "negated":
+        make = b"ctorch._utils\n_rebuild_device_tensor_from_cpu_tensor\n("
+        tensor = make + tensor + b"ctorch\nfloat64\n" + text("cpu") + b"\x89tR"
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as file:
+        file.writestr("a/data.pkl", b"\x80\x02}" + text("weight") + tensor + b"s.")
+        file.writestr("a/byteorder", "little")
+        file.writestr("a/version", "3\n")
+        file.writestr("a/data/0", struct.pack("<f", 1.0))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert REFUSED in describe(str(tmp_path / "a.pt"))
+    with pytest.raises(ValueError, match="the expert"):
+        load_weights(nn.Linear(1, 1), tmp_path / "a.pt", name="the expert")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB

@@ -5,6 +5,8 @@ import struct
 from collections.abc import Callable
 from typing import IO, Any
 
+from torch import Tensor
+
 from composer_distill.weights.pickled.machine import REMEDY, Machine, Named, Refused
 from composer_distill.weights.pickled.reach import MAX_DEPTH, Broken, Record, check_reach
 from composer_distill.weights.wording import plain
@@ -147,7 +149,23 @@ def _make(machine: Machine) -> None:
     args, named = machine.stack.pop(), machine.stack.pop()
     if type(named) is not Named or type(args) is not tuple:
         raise Refused(f"it calls what is no name; {REMEDY}")
+    machine.spend(_copied(args))  # before it is made
     machine.push(named.make(*args), 500)
+
+
+def _copied(value: Any, depth: int = 3) -> int:
+    """How many bytes a maker may take to copy what it is given, however often that is given."""
+    if type(value) in (str, bytes, bytearray):
+        return len(value)
+    if type(value) in (list, set, frozenset, dict):
+        return 100 * len(value)
+    if isinstance(value, Tensor):
+        return 8 * value.numel()
+    if type(value) is Record:
+        return 16 * _copied(value.state, depth)  # an array may become one of larger numbers
+    if type(value) is tuple and depth:
+        return sum(_copied(item, depth - 1) for item in value)
+    return 0
 
 
 def _build(machine: Machine) -> None:

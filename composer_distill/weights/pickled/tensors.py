@@ -143,7 +143,8 @@ def _view(
     tensor = torch.empty(0, dtype=dtype).set_(stored.storage, offset, shape, steps)
     kept = marks[0] if marks and type(marks[0]) is dict else {}
     tensor = tensor.conj() if kept.get("conj") is True else tensor
-    return -tensor if kept.get("neg") is True else tensor
+    # A view too: to negate what is expanded would fill memory
+    return torch.ops.aten._neg_view(tensor) if kept.get("neg") is True else tensor
 
 
 def _first(value: Any, *_: Any) -> Any:
@@ -165,6 +166,8 @@ def _retyped(make: Any, kind: Any, args: Any, *_: Any) -> Any:
 def _from_numpy(data: Any, dtype: Any, *_: Any) -> Tensor:
     """How tensors of devices without storage were written."""
     tensor = data if isinstance(data, Tensor) else torch.from_numpy(arrays.array(data))
+    if tensor.nbytes > tensor.untyped_storage().nbytes():
+        raise Broken("a tensor that is larger than its bytes")
     return tensor.to(dtype) if isinstance(dtype, torch.dtype) else tensor
 
 
