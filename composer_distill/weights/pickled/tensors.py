@@ -4,7 +4,7 @@ import datetime
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -144,7 +144,7 @@ def _view(
     kept = marks[0] if marks and type(marks[0]) is dict else {}
     tensor = tensor.conj() if kept.get("conj") is True else tensor
     # A view too: to negate what is expanded would fill memory
-    return torch.ops.aten._neg_view(tensor) if kept.get("neg") is True else tensor
+    return cast(Any, torch)._neg_view(tensor) if kept.get("neg") is True else tensor
 
 
 def _first(value: Any, *_: Any) -> Any:
