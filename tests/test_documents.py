@@ -1,15 +1,14 @@
 """Every Python block of the README and of the pages in docs runs, as a reader would run it."""
 
 import multiprocessing
-import socket
 from pathlib import Path
 
 import boto3
+import object_store
 import pytest
 import torch
 from composer import Trainer
 from composer.models import ComposerClassifier
-from moto.server import ThreadedMotoServer
 from safetensors.torch import save_file
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
@@ -65,27 +64,13 @@ def names(tmp_path, monkeypatch):
 @pytest.fixture
 def store(names, tmp_path, monkeypatch):
     """The teacher's checkpoint in an object store, a server of S3's protocol on this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
-    server.start()
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "S3_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "COMPOSER_DISTILL_CACHE": str(tmp_path / "cache"),
-        "NO_PROXY": "127.0.0.1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}")
-    client.create_bucket(Bucket="checkpoints")
-    client.upload_file("./path/to/weights.pt", "checkpoints", "run/latest-rank0.pt")
-    client.close()
-    yield
-    server.stop()
+    with object_store.serving() as address:
+        object_store.use(address, tmp_path / "cache", monkeypatch)
+        client = boto3.client("s3", endpoint_url=address)
+        client.create_bucket(Bucket="checkpoints")
+        client.upload_file("./path/to/weights.pt", "checkpoints", "run/latest-rank0.pt")
+        client.close()
+        yield
 
 
 def run_blocks(page, names):

@@ -13,6 +13,7 @@ EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 def run(tmp_path, monkeypatch, capsys):
     """Run a script in an empty folder; return what it printed, by the name of each row."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(EXAMPLES)  # as for a script that is run
 
     def run(name):
         capsys.readouterr()

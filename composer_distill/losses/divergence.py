@@ -11,7 +11,7 @@ from composer_distill.losses.checks import (
 )
 from composer_distill.losses.kernel import added_up
 from composer_distill.losses.rows import Rows, as_rows, lay_out
-from composer_distill.losses.softened import Formula, soften
+from composer_distill.losses.softened import Divergence, Formula, soften
 
 
 def divergence(
@@ -43,7 +43,7 @@ def divergence(
     fewest = 1 if formula.independent else 2
     if chosen == "none" or torch.compiler.is_compiling():
         rows = lay_out(student, teacher, mask, dim, chosen, fewest=fewest)
-        return _by_terms(formula, rows, temperature, factor)
+        return _by_terms(rows, Divergence(formula, temperature, factor))
     check_inputs(student, teacher, mask, check_dim(dim), fewest)
     s, t, index = as_rows(student, dim), as_rows(teacher, dim), None
     if mask is not None and not bool(mask.all()):
@@ -52,11 +52,12 @@ def divergence(
         factor /= len(s if index is None else index) or 1
     elif chosen == "batchmean":
         factor /= len(student) or 1
-    return added_up(s, t, index, formula, temperature, factor)
+    return added_up(s, t, index, Divergence(formula, temperature, factor))
 
 
-def _by_terms(formula: Formula, rows: Rows, temperature: float, factor: float) -> Tensor:
-    """Return ``factor`` times the divergence, in operations that autograd and dynamo understand."""
+def _by_terms(rows: Rows, divergence: Divergence) -> Tensor:
+    """Return the divergence, in operations that autograd and dynamo understand."""
+    formula, temperature, factor = divergence
     q, p = (
         soften(logits, temperature, independent=formula.independent)
         for logits in (rows.student, rows.teacher)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from composer_distill.losses.base import DistillationLoss, Schedule
+from composer_distill.losses.checks import check_share
 
 
 class FunctionalLoss(DistillationLoss):
@@ -45,3 +46,19 @@ class TemperedLoss(FunctionalLoss):
     ) -> None:
         super().__init__(dim, reduction)
         self._number_or_schedule("temperature", temperature)
+
+
+class SkewedLoss(TemperedLoss):
+    """A divergence from, or to, a mixture in which one of the two distributions has a share."""
+
+    remedy: ClassVar[str]
+
+    def __init__(
+        self,
+        alpha: float = 0.1,
+        temperature: float | Schedule = 1.0,
+        dim: int = -1,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(temperature, dim, reduction)
+        self.alpha = check_share("alpha", alpha, remedy=self.remedy)

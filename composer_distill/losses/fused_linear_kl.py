@@ -17,6 +17,7 @@ from composer_distill.losses.kernel import measured, refuse_second_derivative, s
 from composer_distill.losses.kl_divergence import FORWARD_KL, KLDivergence, kl_divergence
 from composer_distill.losses.precision import compute_dtype
 from composer_distill.losses.rows import as_rows
+from composer_distill.losses.softened import Divergence
 
 # Logits of one chunk: enough rows for a matrix product to be efficient, few enough to be small.
 _ENTRIES = 2**23
@@ -183,15 +184,14 @@ def _fused(
     d_hidden = torch.zeros_like(hidden, dtype=dtype) if wanted[0] else None
     d_weight = torch.zeros_like(weight, dtype=dtype) if wanted[1] else None
     d_bias = torch.zeros_like(weight[:, 0], dtype=dtype) if wanted[2] else None
-    size, factor = max(1, _ENTRIES // weight.shape[0]), temperature**2 / divisor
+    size = max(1, _ENTRIES // weight.shape[0])
+    divergence = Divergence(FORWARD_KL, temperature, temperature**2 / divisor)
     for start in range(0, n, size):
         at = slice(start, start + size) if index is None else index[start : start + size]
         rows = hidden[at]
         student = nn.functional.linear(rows, weight, bias).to(dtype)
         teacher = nn.functional.linear(teacher_hidden[at], teacher_weight, teacher_bias).to(dtype)
-        part = measured(
-            student, teacher, None, FORWARD_KL, temperature, factor, any(wanted), overwrite=True
-        )
+        part = measured(student, teacher, None, divergence, any(wanted), overwrite=True)
         total += part.total
         gradient = part.gradient
         if gradient is None:

@@ -6,12 +6,13 @@ import os
 import types
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from composer_distill.losses.softened import Formula
+from composer_distill.losses.softened import Divergence, Formula
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class Measured(NamedTuple):
 
     Attributes:
         values: The divergence, ``(N,)``, float32.
-        gradient: With respect to the student's logits, times the slope; None where not wanted.
+        gradient: With respect to the student's logits, times the factor; None where not wanted.
         scale: ``(N,)``: by which a float16 gradient's rows are still to be multiplied, else None.
         told: ``(3, N)``: the forward KL and the entropies of student and teacher, or None.
         first: ``(2, N)``: the class that student and teacher put first, or None.
@@ -56,12 +57,10 @@ def can_run(formula: Formula, student: Tensor, teacher: Tensor) -> bool:
 
 
 def run(
-    formula: Formula,
     student: Tensor,
     teacher: Tensor,
     index: Tensor | None,
-    temperature: float,
-    slope: float = 1.0,
+    divergence: Divergence,
     *,
     wanted: bool = False,
     tells: bool = False,
@@ -70,17 +69,16 @@ def run(
     """Run the kernel on rows of logits; see :func:`composer_distill.losses.kernel.chunked`.
 
     Args:
-        formula: Which divergence: one for which :func:`can_run`.
         student: The student's logits, ``(N, C)``.
         teacher: The teacher's logits, ``(N, C)``.
         index: The rows that count; None for all.
-        temperature: Divides the logits of both.
-        slope: What the gradient with respect to the logits over the temperature is multiplied by.
+        divergence: One for whose formula :func:`can_run`; its factor is in the gradient alone.
         wanted: Whether a gradient is.
         tells: Whether the sums of telemetry are wanted.
         overwrite: Whether the memory of the student's logits may become the gradient's.
     """
     kernels: Any = _triton()
+    formula, temperature, factor = divergence
     student, teacher = student.detach(), teacher.detach()
     n, classes = (student if index is None else index).shape[0], student.shape[1]
     values = student.new_empty(n, dtype=torch.float32)
@@ -90,12 +88,12 @@ def run(
     scale, told = torch.empty_like(values), values.new_empty(3, n if tells else 0)
     first = values.new_empty(2, n if tells else 0, dtype=torch.int64)
     alpha, beta = (*formula.arguments, 0.0, 0.0)[:2]
-    with torch.cuda.device(student.device) if student.is_cuda else torch.no_grad():
+    with torch.cuda.device(student.device) if student.is_cuda else nullcontext():
         kernels.rows[(n,)](
             *(student, teacher, values if index is None else index),
             *(values, gradient, scale, told, first, n, classes),
             *(*student.stride(), *teacher.stride(), classes),
-            *(1.0 / temperature, slope, alpha, beta),
+            *(1.0 / temperature, factor / temperature, alpha, beta),
             indexed=index is not None,
             wanted=wanted,
             scaled=scaled,
@@ -155,8 +153,8 @@ def _compare(
         (4.0 * torch.sin(at * step)).reshape(shape).to(kind)
         for step, kind in ((0.37, student.dtype), (0.41, teacher.dtype))
     )
-    exact = reference(own.double(), other.double(), None, formula, 2.0, 1.0, True)
-    found = run(formula, own, other, None, 2.0, 0.5, wanted=True)
+    exact = reference(own.double(), other.double(), None, Divergence(formula, 2.0), True)
+    found = run(own, other, None, Divergence(formula, 2.0), wanted=True)
     if found.gradient is None:
         return "it gave no gradient"
     scale = 1.0 if found.scale is None else found.scale.unsqueeze(1)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from composer_distill.losses import fused_rows
 from composer_distill.losses.precision import can_be_read, compute_dtype, full_precision
-from composer_distill.losses.softened import Formula, soften, soften_chunk
+from composer_distill.losses.softened import Divergence, Formula, soften, soften_chunk
 from composer_distill.losses.threads import spread
 
 # Entries of one chunk. Five float32 tensors of this size fit the 1 to 2 MB of cache that a core has
@@ -47,16 +47,13 @@ def added_up(
     student: Tensor,
     teacher: Tensor,
     index: Tensor | None,
-    formula: Formula,
-    temperature: float,
-    factor: float,
+    divergence: Divergence,
 ) -> Tensor:
     """Return the total of :func:`measured`, which has a gradient where the student wants one."""
     if student.requires_grad and torch.is_grad_enabled():
-        inputs = (student, teacher, index, formula, temperature, factor)
-        return cast(Tensor, _WithGradient.apply(*inputs))
+        return cast(Tensor, _WithGradient.apply(student, teacher, index, divergence))
     with torch.no_grad():
-        return measured(student, teacher, index, formula, temperature, factor, False).total
+        return measured(student, teacher, index, divergence, False).total
 
 
 class _WithGradient(torch.autograd.Function):
@@ -68,11 +65,9 @@ class _WithGradient(torch.autograd.Function):
         student: Tensor,
         teacher: Tensor,
         index: Tensor | None,
-        formula: Formula,
-        temperature: float,
-        factor: float,
+        divergence: Divergence,
     ) -> Tensor:
-        found = measured(student, teacher, index, formula, temperature, factor, True)
+        found = measured(student, teacher, index, divergence, True)
         ctx.save_for_backward(found.gradient, found.scale, index)
         ctx.shape = student.shape
         return found.total
@@ -85,7 +80,7 @@ class _WithGradient(torch.autograd.Function):
         if index is not None:
             whole = gradient.new_zeros(ctx.shape)
             gradient = whole.index_copy_(0, index, gradient)
-        return gradient, None, None, None, None, None
+        return gradient, None, None, None
 
 
 def refuse_second_derivative() -> None:
@@ -140,28 +135,23 @@ def measured(
     student: Tensor,
     teacher: Tensor,
     index: Tensor | None,
-    formula: Formula,
-    temperature: float,
-    factor: float,
+    divergence: Divergence,
     wanted: bool,
     *,
     overwrite: bool = False,
 ) -> Chunked:
     """Return what :func:`chunked` does: by one Triton kernel where there is one and it agrees."""
-    inputs = (student, teacher, index, formula, temperature, factor, wanted)
-    if not fused_rows.can_run(formula, student, teacher):
-        return chunked(*inputs, overwrite=overwrite)
-    if not fused_rows.agrees(chunked, formula, student, teacher):
-        return chunked(*inputs, overwrite=overwrite)
-    found = fused_rows.run(
-        *(formula, student, teacher, index, temperature, factor / temperature),
-        wanted=wanted,
-        tells=temperature == 1.0 and index is None,
-        overwrite=overwrite,
-    )
+    inputs = (student, teacher, index, divergence)
+    if not (
+        fused_rows.can_run(divergence.formula, student, teacher)
+        and fused_rows.agrees(chunked, divergence.formula, student, teacher)
+    ):
+        return chunked(*inputs, wanted, overwrite=overwrite)
+    tells = divergence.temperature == 1.0 and index is None
+    found = fused_rows.run(*inputs, wanted=wanted, tells=tells, overwrite=overwrite)
     if not overwrite:
         fused_rows.keep(student, teacher, found)
-    total = (found.values.sum() * factor).clamp_(min=0.0)
+    total = (found.values.sum() * divergence.factor).clamp_(min=0.0)
     return Chunked(total, found.gradient, found.scale)
 
 
@@ -183,7 +173,7 @@ def told(formula: Formula, student: Tensor, teacher: Tensor) -> tuple[Tensor, Te
         return None
     known = fused_rows.told(student, teacher)
     if known is None and fused_rows.agrees(chunked, formula, student, teacher):
-        found = fused_rows.run(formula, student, teacher, None, 1.0, tells=True)
+        found = fused_rows.run(student, teacher, None, Divergence(formula, 1.0), tells=True)
         fused_rows.keep(student, teacher, found)
         known = fused_rows.told(student, teacher)
     return known
@@ -193,31 +183,28 @@ def chunked(
     student: Tensor,
     teacher: Tensor,
     index: Tensor | None,
-    formula: Formula,
-    temperature: float,
-    factor: float,
+    divergence: Divergence,
     wanted: bool,
     *,
     overwrite: bool = False,
 ) -> Chunked:
-    """Return ``factor`` times the sum of a divergence over rows, and its gradient.
+    """Return the sum of a divergence over rows, and its gradient.
 
     Args:
         student: The student's logits, ``(N, C)``.
         teacher: The teacher's logits, ``(N, C)``.
         index: The rows that count; None for all.
-        formula: Which divergence.
-        temperature: Divides the logits of both.
-        factor: What the sum and its gradient are multiplied by.
+        divergence: Which divergence, at which temperature and times what.
         wanted: Whether a gradient is.
         overwrite: Whether the memory of the student's logits may become the gradient's.
     """
-    dtype, slope = compute_dtype(student, teacher), factor / temperature
+    factor, slope = divergence.factor, divergence.factor / divergence.temperature
+    dtype = compute_dtype(student, teacher)
     threads = torch.get_num_threads() if student.is_cpu else 1
     few = 0 < len(student) <= _rows_at_once(student) * threads
-    how = (dtype, temperature, wanted)
+    how = (divergence, dtype, wanted)
     if few and index is None and student.dtype == dtype:
-        total, gradient = _total_and_gradient(formula, student, teacher, *how)
+        total, gradient = _total_and_gradient(student, teacher, *how)
         total = total.mul_(factor).clamp_(min=0.0)
         return Chunked(total, None if gradient is None else gradient.mul_(slope), None)
     n = (student if index is None else index).shape[0]
@@ -227,7 +214,7 @@ def chunked(
 
     def measure(rows: slice) -> Tensor:
         at = rows if index is None else index[rows]
-        part, found = _total_and_gradient(formula, student[at], teacher[at], *how)
+        part, found = _total_and_gradient(student[at], teacher[at], *how)
         if found is not None:
             _store(found, slope, gradient[rows], None if scale is None else scale[rows])
         return part
@@ -249,17 +236,13 @@ def _store(found: Tensor, slope: float, gradient: Tensor, scale: Tensor | None) 
 
 
 def _total_and_gradient(
-    formula: Formula,
-    student: Tensor,
-    teacher: Tensor,
-    dtype: torch.dtype,
-    temperature: float,
-    wanted: bool,
+    student: Tensor, teacher: Tensor, divergence: Divergence, dtype: torch.dtype, wanted: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return the sum over a few rows and the gradient of each with respect to its logits over T."""
+    formula, temperature, _ = divergence
     if formula.rows is None:
         with full_precision(student):
-            return _by_autograd(formula, student.to(dtype), teacher.to(dtype), temperature, wanted)
+            return _by_autograd(student.to(dtype), teacher.to(dtype), divergence, wanted)
     rows = formula.rows
 
     def once(floor: bool) -> tuple[Tensor, Tensor | None]:
@@ -279,9 +262,10 @@ def _total_and_gradient(
 
 
 def _by_autograd(
-    formula: Formula, student: Tensor, teacher: Tensor, temperature: float, wanted: bool
+    student: Tensor, teacher: Tensor, divergence: Divergence, wanted: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return the sum of a formula's terms over a few rows, and what autograd says of it."""
+    formula, temperature, _ = divergence
     leaf = (student / temperature).requires_grad_(wanted)
     with torch.set_grad_enabled(wanted):
         q = soften(leaf, 1.0, independent=formula.independent)

@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from composer_distill.losses.base import Schedule
 from composer_distill.losses.checks import check_share
 from composer_distill.losses.divergence import divergence
-from composer_distill.losses.functional import TemperedLoss
+from composer_distill.losses.functional import SkewedLoss
 from composer_distill.losses.softened import (
     Formula,
     Softened,
@@ -52,7 +51,7 @@ def reverse_skew_kl_divergence(
     return divergence(formula, student, teacher, mask, temperature, dim, reduction)
 
 
-class ReverseSkewKLDivergence(TemperedLoss):
+class ReverseSkewKLDivergence(SkewedLoss):
     """Reverse skew KL: from the student to a mixture of student and teacher.
 
     ``T^2 * KL(q || alpha q + (1 - alpha) p)`` in nats. A little of the student in the mixture
@@ -81,13 +80,4 @@ class ReverseSkewKLDivergence(TemperedLoss):
     """
 
     function = staticmethod(reverse_skew_kl_divergence)
-
-    def __init__(
-        self,
-        alpha: float = 0.1,
-        temperature: float | Schedule = 1.0,
-        dim: int = -1,
-        reduction: str = "mean",
-    ) -> None:
-        super().__init__(temperature, dim, reduction)
-        self.alpha = check_share("alpha", alpha, remedy=_REMEDY)
+    remedy = _REMEDY

@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from composer_distill.losses.base import Schedule
 from composer_distill.losses.checks import check_share
 from composer_distill.losses.divergence import divergence
-from composer_distill.losses.functional import TemperedLoss
+from composer_distill.losses.functional import SkewedLoss
 from composer_distill.losses.softened import (
     Formula,
     Softened,
@@ -53,7 +52,7 @@ def skew_kl_divergence(
     return divergence(formula, student, teacher, mask, temperature, dim, reduction)
 
 
-class SkewKLDivergence(TemperedLoss):
+class SkewKLDivergence(SkewedLoss):
     """Skew KL: from the teacher to a mixture of teacher and student.
 
     ``T^2 * KL(p || alpha p + (1 - alpha) q)`` in nats. A little of the teacher in the mixture
@@ -84,13 +83,4 @@ class SkewKLDivergence(TemperedLoss):
     """
 
     function = staticmethod(skew_kl_divergence)
-
-    def __init__(
-        self,
-        alpha: float = 0.1,
-        temperature: float | Schedule = 1.0,
-        dim: int = -1,
-        reduction: str = "mean",
-    ) -> None:
-        super().__init__(temperature, dim, reduction)
-        self.alpha = check_share("alpha", alpha, remedy=_REMEDY)
+    remedy = _REMEDY

@@ -62,6 +62,20 @@ class Formula(NamedTuple):
     kernel: str | None = None
 
 
+class Divergence(NamedTuple):
+    """A formula at a temperature, times a factor: all that rows of logits are measured by.
+
+    Attributes:
+        formula: Which divergence.
+        temperature: Divides the logits of both.
+        factor: What the sum over rows and its gradient are multiplied by.
+    """
+
+    formula: Formula
+    temperature: float
+    factor: float = 1.0
+
+
 def soften(logits: Tensor, temperature: float, *, independent: bool = False) -> Softened:
     """Return the probabilities of rows of logits and what they are made of, finite everywhere."""
     scaled = logits.clamp(min=FLOOR)

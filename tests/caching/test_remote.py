@@ -1,14 +1,11 @@
 """A cache in an object store, against a server of the S3 protocol on this machine."""
 
-import socket
-
 import boto3
 import numpy as np
+import object_store
 import pytest
 import torch
 from caching.conftest import answer, key
-from composer.utils import S3ObjectStore
-from moto.server import ThreadedMotoServer
 
 from composer_distill import cli
 from composer_distill.caching.packing import unpack_whole
@@ -20,37 +17,15 @@ BUCKET = "answers"
 @pytest.fixture
 def store(folder, tmp_path, monkeypatch):
     """The small cache in a bucket, and the names of what is downloaded."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
-    server.start()
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "S3_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "COMPOSER_DISTILL_CACHE": str(tmp_path / "downloads"),
-        "NO_PROXY": "127.0.0.1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}")
-    client.create_bucket(Bucket=BUCKET)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            client.upload_file(str(path), BUCKET, f"run/{path.relative_to(folder).as_posix()}")
-    names = []
-    original = S3ObjectStore.download_object
-
-    def counted(self, object_name, *arguments, **options):
-        names.append(object_name)
-        return original(self, object_name, *arguments, **options)
-
-    monkeypatch.setattr(S3ObjectStore, "download_object", counted)
-    yield client, names
-    client.close()
-    server.stop()
+    with object_store.serving() as address:
+        object_store.use(address, tmp_path / "downloads", monkeypatch)
+        client = boto3.client("s3", endpoint_url=address)
+        client.create_bucket(Bucket=BUCKET)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                client.upload_file(str(path), BUCKET, f"run/{path.relative_to(folder).as_posix()}")
+        yield client, object_store.downloaded(monkeypatch)
+        client.close()
 
 
 def read(cache, number):

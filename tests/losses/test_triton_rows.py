@@ -16,6 +16,7 @@ import torch
 from composer_distill import losses
 from composer_distill.losses import fused_rows, kernel
 from composer_distill.losses.kl_divergence import FORWARD_KL
+from composer_distill.losses.softened import Divergence
 from composer_distill.telemetry.values import divergence_and_entropies, top1_agreement
 
 pytest.importorskip("triton")
@@ -57,10 +58,10 @@ def runs(monkeypatch):
     counted = []
     run = fused_rows.run
 
-    def counting(formula, student, *args, **kwargs):
+    def counting(student, teacher, index, divergence, **kwargs):
         if student.shape[0] != fused_rows._CHECKED_ROWS:
-            counted.append(formula.kernel)
-        return run(formula, student, *args, **kwargs)
+            counted.append(divergence.formula.kernel)
+        return run(student, teacher, index, divergence, **kwargs)
 
     monkeypatch.setattr(fused_rows, "run", counting)
     return counted
@@ -176,9 +177,41 @@ def test_near_agreement_the_value_keeps_its_digits(roster, name, apart):
 
 
 @interpreted
+def test_the_contract_of_a_divergence(divergence, runs):
+    """0 at agreement and nowhere else, a direction, and no change to what it is given."""
+    loss, student, teacher = divergence.make(), logits(5, 19), logits(5, 19, seed=1)
+    copies = student.clone(), teacher.clone()
+    there, gradient = value_and_gradient(loss, student, teacher)
+    back, _ = value_and_gradient(loss, teacher, student)
+    assert torch.equal(student, copies[0])
+    assert torch.equal(teacher, copies[1])
+    assert (there == pytest.approx(back, rel=1e-5)) == divergence.symmetric
+    assert there > 1e-3
+    assert gradient.sum(-1).abs().max() < 1e-5  # of a softmax, a shift of all logits is no change
+    value, gradient = value_and_gradient(loss, student, student.clone())
+    assert (abs(value) < 1e-6) == divergence.zero_at_identity
+    assert gradient.abs().max() < 1e-6
+    assert set(runs) == {divergence_of(loss)}
+
+
+def divergence_of(loss):
+    """The kernel's name of a loss, by the class's own."""
+    return (
+        loss.name.removesuffix("_divergence").removesuffix("_kl").upper().replace("KL", "FORWARD")
+    )
+
+
+@interpreted
+def test_all_rows_masked_count_nothing(divergence):
+    student, teacher = logits(4, 12), logits(4, 12, seed=1)
+    value, gradient = value_and_gradient(divergence.make(), student, teacher, torch.zeros(4).bool())
+    assert value == gradient.abs().max() == 0.0
+
+
+@interpreted
 def test_one_class_which_the_losses_refuse():
     student, teacher = logits(4, 1), logits(4, 1, seed=1)
-    found = fused_rows.run(FORWARD_KL, student, teacher, None, 1.0, wanted=True)
+    found = fused_rows.run(student, teacher, None, Divergence(FORWARD_KL, 1.0), wanted=True)
     assert found.gradient is not None
     assert found.values.abs().max() == found.gradient.abs().max() == 0.0
 
@@ -194,9 +227,9 @@ def test_rows_far_beyond_two_to_the_31(tmp_path):
     student = whole.as_strided((3, 50), (2**30, 1))
     student.copy_(logits(3, 50, dtype=torch.float16))
     teacher, dense = logits(3, 50, seed=1, dtype=torch.float16), student.clone()
-    formula = FORWARD_KL
-    found = fused_rows.run(formula, student, teacher, None, 1.0, wanted=True)
-    expected = kernel.chunked(dense.double(), teacher.double(), None, formula, 1.0, 1.0, True)
+    divergence = Divergence(FORWARD_KL, 1.0)
+    found = fused_rows.run(student, teacher, None, divergence, wanted=True)
+    expected = kernel.chunked(dense.double(), teacher.double(), None, divergence, True)
     assert found.values.sum().item() == pytest.approx(expected.total.item(), rel=1e-5)
 
 

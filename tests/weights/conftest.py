@@ -1,17 +1,15 @@
 """Checkpoints that the real Composer Trainer wrote, and the models they were written from."""
 
 import os
-import socket
 from types import SimpleNamespace
 
 import boto3
+import object_store
 import pytest
 import torch
 from composer import Trainer
 from composer.algorithms import EMA
 from composer.models import ComposerClassifier, HuggingFaceModel
-from composer.utils import S3ObjectStore
-from moto.server import ThreadedMotoServer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -174,28 +172,14 @@ def witness(tmp_path):
 @pytest.fixture(scope="session")
 def server():
     """A server of the S3 protocol on this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
-    server.start()
-    yield f"http://127.0.0.1:{port}"
-    server.stop()
+    with object_store.serving() as address:
+        yield address
 
 
 @pytest.fixture
 def s3(server, monkeypatch, tmp_path):
     """A client of an empty bucket, and an environment in which Composer finds the server."""
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "S3_ENDPOINT_URL": server,
-        "COMPOSER_DISTILL_CACHE": str(tmp_path / "cache"),
-        "NO_PROXY": "127.0.0.1",
-    }.items():
-        monkeypatch.setenv(name, value)
+    object_store.use(server, tmp_path / "cache", monkeypatch)
     client = boto3.client("s3", endpoint_url=server)
     client.create_bucket(Bucket=BUCKET)
     yield client
@@ -207,12 +191,4 @@ def s3(server, monkeypatch, tmp_path):
 @pytest.fixture
 def downloads(monkeypatch):
     """The names of the objects that were downloaded."""
-    names = []
-    original = S3ObjectStore.download_object
-
-    def counted(self, object_name, *arguments, **options):
-        names.append(object_name)
-        return original(self, object_name, *arguments, **options)
-
-    monkeypatch.setattr(S3ObjectStore, "download_object", counted)
-    return names
+    return object_store.downloaded(monkeypatch)
