@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
@@ -42,7 +43,7 @@ def threads():
 def test_an_experiment_runs_end_to_end(experiment, folder, threads, capsys):
     main(experiment, ["--output", str(folder), "--fast", "--seeds", "1"])
     document = load(folder / f"{experiment.name}.json")
-    assert rows_of(document) == list(experiment.rows(1, FAST))
+    assert rows_of(document) == list(experiment.rows(1, experiment.scales[True]))
     assert all(0 <= value <= 1 for run in document["runs"] for value in [run.get("accuracy", 0)])
     assert experiment.table(document) in (folder / f"{experiment.name}.md").read_text("utf-8")
     assert experiment.table(document) in capsys.readouterr().out
@@ -81,7 +82,7 @@ def test_the_committed_runs_are_those_of_the_script(experiment):
 
 
 def rows(experiment, seed):
-    return experiment.rows(seed, settings.Scale())
+    return experiment.rows(seed, experiment.scales[False])
 
 
 @pytest.mark.parametrize(
@@ -143,17 +144,17 @@ def test_both_sides_use_what_the_tuning_preferred():
     assert chosen("smoothed")["smoothing"] == settings.SMOOTHING
 
 
-def test_a_run_that_is_there_is_not_repeated(folder, monkeypatch, threads, capsys):
+def test_a_run_that_is_there_is_not_repeated(folder, threads, capsys):
     experiment = next(e for e in EXPERIMENTS if e.name == "scheduling")
     before = collect(experiment, 1, FAST, folder)
 
     def refuse(*arguments):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("tests.benchmarks.evidence.experiment.run", refuse)
-    assert collect(experiment, 1, FAST, folder) == before
+    again = replace(experiment, run=refuse)
+    assert collect(again, 1, FAST, folder) == before
     with pytest.raises(AssertionError, match="trained again"):
-        collect(experiment, 2, FAST, folder)
+        collect(again, 2, FAST, folder)
     assert load(folder / "scheduling.json") == before  # an interrupted experiment loses nothing
 
 

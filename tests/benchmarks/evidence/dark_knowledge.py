@@ -5,6 +5,7 @@ After section 3 of arXiv 1503.02531. ``python -m tests.benchmarks.evidence.dark_
 """
 
 from dataclasses import replace
+from functools import partial
 from statistics import mean
 
 import torch
@@ -21,6 +22,7 @@ from tests.benchmarks.evidence.runs import (
     DISTILLED_RATES,
     Scale,
     Setting,
+    run,
     split,
     teachers_of,
 )
@@ -133,7 +135,7 @@ def draw(document: Document) -> Figure:
     return figure
 
 
-EXPERIMENT = Experiment("dark_knowledge", rows, show, draw, measure)
+EXPERIMENT = Experiment("dark_knowledge", rows, show, draw, partial(run, measure=measure))
 
 if __name__ == "__main__":
     main(EXPERIMENT)

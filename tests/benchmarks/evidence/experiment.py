@@ -8,22 +8,31 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from matplotlib.figure import Figure
 
 from composer_distill import __version__
-from tests.benchmarks.evidence.runs import FAST, Measure, Scale, Setting, quality, run
+from tests.benchmarks.evidence import runs
 
 Document = dict[str, Any]
-Rows = dict[str, Setting]
-
 _PACKAGES = ("mosaicml", "torch", "scikit-learn", "numpy")
+
+
+class Setting(Protocol):
+    """All that a run depends on, beside its seed."""
+
+    def plain(self) -> dict[str, Any]:
+        """Return the setting as JSON holds it, with the names of its ``teachers``."""
+        ...
+
+
+Rows = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -35,18 +44,24 @@ class Experiment:
         rows: The settings of one seed by the names that the table gives them.
         table: The Markdown that its page shows, from its JSON alone.
         draw: Its picture, from its JSON alone.
-        measure: What is measured of a trained student.
+        run: Trains a student in a setting with a seed, and returns what was measured. What its
+            teachers have in common lies in the folder that it is given, with a record of each at
+            ``teachers/NAME.json``.
         reuse: Experiments whose runs may stand for its own where the settings are equal.
         seeds: How many, unless the command line says otherwise.
+        scales: What the rows are made for, and what for with ``--fast``.
+        packages: Those whose versions are told.
     """
 
     name: str
-    rows: Callable[[int, Scale], Rows]
+    rows: Callable[[int, Any], Rows]
     table: Callable[[Document], str]
     draw: Callable[[Document], Figure]
-    measure: Measure = quality
+    run: Callable[[Any, int, Path], dict[str, Any]] = runs.run
     reuse: tuple[str, ...] = ()
     seeds: int = 5
+    scales: tuple[Any, Any] = (runs.Scale(), runs.FAST)
+    packages: tuple[str, ...] = _PACKAGES
 
 
 def main(experiment: Experiment, arguments: list[str] | None = None) -> None:
@@ -57,7 +72,7 @@ def main(experiment: Experiment, arguments: list[str] | None = None) -> None:
     parser.add_argument("--fast", action="store_true", help="a few steps: a smoke test, no result")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)  # for models this small more threads only wait for each other
-    scale = FAST if given.fast else Scale()
+    scale = experiment.scales[given.fast]
     document = collect(experiment, given.seeds, scale, given.output)
     text = f"{facts(document)}\n\n{experiment.table(document)}\n"
     (given.output / f"{experiment.name}.md").write_text(text, encoding="utf-8")
@@ -65,11 +80,12 @@ def main(experiment: Experiment, arguments: list[str] | None = None) -> None:
     print(text)
 
 
-def collect(experiment: Experiment, seeds: int, scale: Scale, folder: Path) -> Document:
+def collect(experiment: Experiment, seeds: int, scale: Any, folder: Path) -> Document:
     """Return the experiment's document, after training what is not yet in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     own = folder / f"{experiment.name}.json"
-    known = _known([*(folder / f"{name}.json" for name in experiment.reuse), own])
+    versions = _versions(experiment.packages)
+    known = _known([*(folder / f"{name}.json" for name in experiment.reuse), own], versions)
     wanted = [
         (name, seed, setting)
         for seed in range(1, seeds + 1)
@@ -79,9 +95,9 @@ def collect(experiment: Experiment, seeds: int, scale: Scale, folder: Path) -> D
         key = _key(seed, setting.plain())
         if key not in known:
             print(f"{experiment.name}, seed {seed} of {seeds}: {name}", flush=True)
-            known[key] = run(setting, seed, folder, experiment.measure)
-            _save(own, wanted, known)
-    _save(own, wanted, known)
+            known[key] = experiment.run(setting, seed, folder)
+            _save(own, wanted, known, versions)
+    _save(own, wanted, known, versions)
     return load(own)
 
 
@@ -97,13 +113,13 @@ def facts(document: Document) -> str:
     return f"Measured on {' and '.join(dates)} on {document['machine']}; {versions}."
 
 
-def _known(paths: list[Path]) -> dict[str, dict[str, Any]]:
+def _known(paths: list[Path], versions: dict[str, str]) -> dict[str, dict[str, Any]]:
     """Return what the documents at ``paths`` hold, by setting and seed."""
     known: dict[str, dict[str, Any]] = {}
     for path in paths:
         if path.exists():
             document = load(path)
-            if (document["machine"], document["versions"]) != (_machine(), _versions()):
+            if (document["machine"], document["versions"]) != (_machine(), versions):
                 raise SystemExit(
                     f"{path} was measured on another machine or with other versions. "
                     "Give another --output."
@@ -118,7 +134,12 @@ def _key(seed: int, setting: dict[str, Any]) -> str:
     return json.dumps([seed, setting], sort_keys=True)
 
 
-def _save(path: Path, wanted: list[tuple[str, int, Setting]], known: dict[str, Any]) -> None:
+def _save(
+    path: Path,
+    wanted: list[tuple[str, int, Setting]],
+    known: dict[str, Any],
+    versions: dict[str, str],
+) -> None:
     """Write the document."""
     runs = []
     for name, seed, setting in wanted:
@@ -131,7 +152,7 @@ def _save(path: Path, wanted: list[tuple[str, int, Setting]], known: dict[str, A
     parts = [
         f'"experiment": {json.dumps(path.stem)}',
         f'"machine": {json.dumps(_machine())}',
-        f'"versions": {json.dumps(_versions())}',
+        f'"versions": {json.dumps(versions)}',
         f'"teachers": {_block("{", teachers, "}")}',
         f'"runs": {_block("[", list(map(json.dumps, runs)), "]")}',
     ]
@@ -155,9 +176,9 @@ def _processor() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def _versions() -> dict[str, str]:
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
     return {
         "composer-distill": __version__,
         "Python": platform.python_version(),
-        **{name: version(name) for name in _PACKAGES},
+        **{name: version(name) for name in packages},
     }

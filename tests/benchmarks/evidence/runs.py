@@ -157,7 +157,7 @@ def quality(student: ComposerClassifier, test: DigitSet) -> dict[str, float]:
     return {"accuracy": scores.accuracy, "nll": scores.nll, "ece": scores.ece}
 
 
-def run(setting: Setting, seed: int, folder: Path, measure: Measure) -> dict[str, Any]:
+def run(setting: Setting, seed: int, folder: Path, measure: Measure = quality) -> dict[str, Any]:
     """Train one student and return what was measured.
 
     Its initial weights and the order of its images depend on ``seed`` alone.
