@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from composer_distill.distillation import Distillation
     from composer_distill.losses import KLDivergence
+    from composer_distill.on_policy import OnPolicy
     from composer_distill.students import copy_matching, layer_importance, student_from_teacher
     from composer_distill.teachers import (
         CachedTeacher,
@@ -28,6 +29,7 @@ __all__ = [
     "EMATeacher",
     "FeatureTerm",
     "KLDivergence",
+    "OnPolicy",
     "Snapshot",
     "Teacher",
     "all_positions",
@@ -49,6 +51,7 @@ _HOMES = {
     "EMATeacher": "teachers",
     "FeatureTerm": "terms.features.term",
     "KLDivergence": "losses",
+    "OnPolicy": "on_policy",
     "Snapshot": "teachers",
     "Teacher": "teachers",
     "all_positions": "terms.positions",

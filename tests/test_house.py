@@ -11,7 +11,7 @@ FLOORS = (
     ("__main__",),
     ("cli",),
     ("demo",),
-    ("distillation",),
+    ("distillation", "on_policy"),
     ("training",),
     ("terms",),
     ("telemetry", "students"),

@@ -56,6 +56,8 @@ EMATeacher(*, decay=0.999, update_every='1ba', warmup=0, start_dur=0.0, end_dur=
 FeatureTerm(student, teacher=None, loss=None, weight=1.0, projector=None, mask_fn=None,
     start_dur=None, end_dur=None, of='output', name=None)
 KLDivergence(temperature=4.0, dim=-1, reduction='mean', *, softmax_dim=None)
+OnPolicy(fraction=0.5, max_new_tokens=128, temperature=1.0, top_p=1.0, seed=0, *, prompt_fn=None,
+    generate_fn=None, buffer_batches=1)
 Snapshot(*, start_dur=0.0, end_dur=1.0, name='snapshot of the student', weight=1.0)
 Teacher(model, *, checkpoint=None, name=None, weight=1.0, start_dur=0.0, end_dur=1.0,
     input_fn=None, output_fn=None,
