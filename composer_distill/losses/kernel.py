@@ -15,7 +15,7 @@ from torch import Tensor
 from composer_distill.losses import fused_rows
 from composer_distill.losses.precision import can_be_read, compute_dtype, full_precision
 from composer_distill.losses.softened import Divergence, Formula, soften, soften_chunk
-from composer_distill.losses.threads import spread
+from composer_distill.threads import spread
 
 # Entries of one chunk. Five float32 tensors of this size fit the 1 to 2 MB of cache that a core has
 # to itself, while far smaller ones spend the time on starting operations. A GPU wants far larger

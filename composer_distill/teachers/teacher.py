@@ -232,7 +232,7 @@ class Teacher:
     def fingerprint(self) -> str:
         """Twelve letters that tell its weights from others', down to the last byte.
 
-        It reads all of them, where they lie, at about half the speed of a sum. The letters of a
+        It reads all of them, where they lie, in about twice the time of a sum. The letters of a
         sharded teacher need every rank to ask. A model without weights gives ``'no weights'``, or
         the letters of what its ``get_extra_state()`` returns, if that is plain data.
 

@@ -13,7 +13,7 @@ from composer_distill.weights.fingerprint import NO_WEIGHTS
 
 _log = logging.getLogger(__name__)
 
-_RULE = "every byte"
+_RULE = "sums of words"
 _NAME = "Distillation"
 
 
@@ -57,7 +57,8 @@ def written(peers: Sequence[Peer]) -> dict[str, Any]:
 def compare(saved: dict[str, Any], peers: Sequence[Peer]) -> None:
     """Compare what ``written`` returned in the run that wrote a checkpoint with the present run.
 
-    A checkpoint of a former version is compared by its own fingerprints.
+    Fingerprints are compared by the rule that wrote them. By a rule that this version does not know
+    teachers are told by class and size alone, which is said.
 
     Args:
         saved: What the checkpoint holds; nothing is compared where it tells of no teachers.
@@ -70,14 +71,23 @@ def compare(saved: dict[str, Any], peers: Sequence[Peer]) -> None:
         companions = saved.get("companions", {}).get(str(index))
         if companions is not None and peer.companions.any:
             peer.companions.load_state_dict(companions)
-    former = "fingerprint_rule" not in saved
+    rule = saved.get("fingerprint_rule")
+    if rule not in (None, _RULE):
+        _log.warning(
+            "the checkpoint's teachers are told by the rule %r, which this version does not know: "
+            "their classes and sizes are compared, and not their weights.",
+            rule,
+        )
     for index, peer in enumerate(peers):
         peer.follow_on(saved.get("followed", {}).get(str(index), {}))
         teachers = saved.get("teachers", {}).get(str(index))
         if teachers is None or not peer.verifies:
             continue
-        present = peer.former_identities if former else peer.identities
-        check_same(teachers, present)
+        present = peer.identities if rule == _RULE else peer.former_identities
+        if rule in (None, _RULE):
+            check_same(teachers, present)
+        else:
+            check_same(_without_marks(teachers), _without_marks(present))
         for number, identity in enumerate(peer.identities):
             if identity.endswith(NO_WEIGHTS):
                 _log.warning(
@@ -87,6 +97,10 @@ def compare(saved: dict[str, Any], peers: Sequence[Peer]) -> None:
                     number,
                     identity,
                 )
+
+
+def _without_marks(identities: Sequence[str]) -> list[str]:
+    return [identity.rpartition(", ")[0] for identity in identities]
 
 
 def keep_under_one_name(state: State, peers: Sequence[Peer]) -> None:

@@ -4,17 +4,23 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from composer_distill.threads import spread
 
 NO_WEIGHTS = "no weights"
 """Instead of a fingerprint, where a model holds nothing that could be compared."""
 
-_LANES = 2**18  # words of 4 bytes that are folded side by side
-_PLACES = 1001  # odd, so that a word's halves part
-# Odd, so that nothing that differs becomes equal
-_FACTOR = 1664525
-_HALF_FACTOR = 25173
+_COLUMNS = 64  # words of 8 bytes in a row
+_ROW = 8 * _COLUMNS
+_BLOCK = 2**11  # rows whose columns are added up: a megabyte, which a core's own cache holds
+_SEGMENT = 2**28  # bytes that are folded at a time
+_SHORT = 2**14  # bytes that are not folded
+_FACTORS = np.cumprod(np.full(_COLUMNS, 6364136223846793005, np.uint64))  # odd, as all their powers
+_BLOCKS_AT_ONCE = 4  # to a thread
+_ROWS_AT_ONCE = 2**17  # whose products a device holds for a moment
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -61,15 +67,15 @@ def fingerprint_of(names: Iterable[str], read: Callable[[str], Tensor]) -> str:
     Raises:
         ValueError: If a weight is of a kind whose bytes can't be read.
     """
-    digest, folded = hashlib.sha256(), _Folded()
+    digest = hashlib.sha256()
     for plain, name in sorted(plain_names(list(names)).items()):
         weight = read(name)
         shape = "nested" if weight.is_nested else tuple(weight.shape)
         digest.update(f"{plain} {shape} {weight.dtype}\n".encode())
         for part in _dense(weight.detach()):
             digest.update(f"{part.nbytes}\n".encode())
-            folded.add(_bytes_of(part, name))
-    digest.update(folded.digest())
+            for piece in _folded(_bytes_of(part, name)):
+                digest.update(piece)
     return digest.hexdigest()[:12]
 
 
@@ -82,64 +88,62 @@ def plain_names(names: list[str]) -> dict[str, str]:
     return plain
 
 
-class _Folded:
-    """Folds bytes, row after row of ``_LANES`` words, into one row that tells of all of them.
+def _folded(data: Tensor) -> Iterator[bytes]:
+    """Give few bytes that tell of all of a flat tensor of bytes.
 
-    Each row is added to a multiple of what was folded before, modulo 2^32, and the sum is moved by
-    some places. In every second row it is the words' halves, modulo 2^16, that are multiplied and
-    moved, so that what only a word's highest bits tell moves to lower ones and is multiplied up. No
-    step makes equal what differs. Integers wrap alike on every device, so that the result is one.
-    A step reads the weights once, and takes about twice as long as to sum them.
+    A change of one or two words of 8 bytes is always among them, so that any value of up to 8 bytes
+    that is changed, and any two that change places, are seen. Words lie in rows of 64; from each
+    row its sum comes, each word multiplied by an odd factor of its column, and from each column of
+    2048 rows its plain sum, both modulo 2^64. Two words of unlike columns change two column sums;
+    two of one column change two row sums, since an odd factor makes no change 0, or the column sums
+    of two blocks. So one of both kinds of sums is left with one or two changes, and is folded
+    again until it is short. Integers wrap alike on every device, so that the result is one.
     """
-
-    def __init__(self) -> None:
-        self._now = self._next = torch.empty(0, dtype=torch.int32)
-        self._rows = 0
-
-    def add(self, data: Tensor) -> None:
-        """Fold a flat tensor of bytes."""
-        for words in _words(data):
-            for row in words.split(_LANES):
-                self._fold(row)
-
-    def digest(self) -> bytes:
-        """Return what was folded, as bytes."""
-        return self._now.cpu().numpy().tobytes()
-
-    def _fold(self, row: Tensor) -> None:
-        size = len(row)
-        if size > len(self._now) or row.device != self._now.device:
-            grown = torch.zeros(max(size, len(self._now)), dtype=torch.int32, device=row.device)
-            grown[: len(self._now)] = self._now.to(row.device)
-            self._now, self._next = grown, torch.empty_like(grown)
-        _multiply_add(row, self._now[:size], self._next[:size], halves=self._rows % 2 == 1)
-        self._rows += 1
-        if size == len(self._now):
-            self._now, self._next = self._next, self._now
-        else:
-            self._now[:size] = self._next[:size]
+    for segment in data.split(_SEGMENT):
+        yield torch.cat(list(_shortened(segment))).cpu().numpy().tobytes()
 
 
-def _multiply_add(row: Tensor, before: Tensor, after: Tensor, *, halves: bool) -> None:
-    """Write ``row + factor * before``, moved by some places, to ``after``."""
-    factor = _FACTOR
-    if halves:
-        factor = _HALF_FACTOR
-        row, before, after = (words.view(torch.int16) for words in (row, before, after))
-    places = _PLACES % len(row)
-    rest = len(row) - places
-    torch.add(row[:rest], before[:rest], alpha=factor, out=after[places:])
-    torch.add(row[rest:], before[rest:], alpha=factor, out=after[:places])
+def _shortened(data: Tensor) -> Iterator[Tensor]:
+    whole = 0 if len(data) <= _SHORT else len(data) // _ROW * _ROW
+    if whole:
+        even = data[:whole] if data.storage_offset() % 8 == 0 else data[:whole].clone()
+        for sums in _sums(even.view(torch.int64).view(-1, _COLUMNS)):
+            yield from _shortened(sums.view(-1).view(torch.uint8))
+    yield data[whole:]
 
 
-def _words(data: Tensor) -> list[Tensor]:
-    """Return flat bytes as words of 4, the last one filled up with zeros."""
-    whole = data[: len(data) // 4 * 4]
-    rest = data.new_zeros(4)
-    rest[: len(data) - len(whole)] = data[len(whole) :]
-    aligned = whole if whole.storage_offset() % 4 == 0 else whole.clone()
-    words = [aligned.view(torch.int32)] if len(whole) else []
-    return [*words, rest.view(torch.int32)] if len(whole) < len(data) else words
+def _sums(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weighted sum of each row of words, and each block's sums of its columns."""
+    of_rows = rows.new_empty(len(rows))
+    of_columns = rows.new_empty(-(-len(rows) // _BLOCK), _COLUMNS)
+    (_add_up_on_cpu if rows.is_cpu else _add_up)(rows, of_rows, of_columns)
+    return of_rows, of_columns
+
+
+def _add_up_on_cpu(rows: Tensor, of_rows: Tensor, of_columns: Tensor) -> None:
+    """Read each block once, and once more from the cache; torch would write the products down."""
+    words, sums = (x.numpy().view(np.uint64) for x in (rows, of_rows))
+
+    def add_up(first: int) -> None:
+        last = first + _BLOCKS_AT_ONCE
+        parts = rows[first * _BLOCK : last * _BLOCK].split(_BLOCK)
+        for number, (part, out) in enumerate(zip(parts, of_columns[first:last], strict=True)):
+            here = slice((first + number) * _BLOCK, (first + number + 1) * _BLOCK)
+            np.einsum("rc,c->r", words[here], _FACTORS, out=sums[here])
+            torch.sum(part, 0, out=out)
+
+    spread(add_up, range(0, len(of_columns), _BLOCKS_AT_ONCE), torch.get_num_threads())
+
+
+def _add_up(rows: Tensor, of_rows: Tensor, of_columns: Tensor) -> None:
+    """Do so in few and large operations, as a GPU needs it."""
+    factors = torch.from_numpy(_FACTORS.view(np.int64)).to(rows.device)
+    for part, sums in zip(rows.split(_ROWS_AT_ONCE), of_rows.split(_ROWS_AT_ONCE), strict=True):
+        torch.sum(part * factors, 1, out=sums)
+    whole, rest = divmod(len(rows), _BLOCK)
+    torch.sum(rows[: len(rows) - rest].view(whole, _BLOCK, _COLUMNS), 1, out=of_columns[:whole])
+    if rest:
+        torch.sum(rows[-rest:], 0, out=of_columns[whole])
 
 
 def _bytes_of(part: Tensor, name: str) -> Tensor:

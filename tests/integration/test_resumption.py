@@ -8,6 +8,8 @@ from composer.core import Callback
 from composer.optim import LinearScheduler
 from composer.utils import dist
 from integration.harness import (
+    N_CLASSES,
+    N_FEATURES,
     Classifier,
     assert_differ,
     assert_same,
@@ -274,6 +276,18 @@ def test_older_checkpoints_are_compared_by_the_rule_that_wrote_them(tmp_path):
     run(TERMS["one teacher"](), load_path=path)
     with pytest.raises(ValueError, match="teacher 0 differs"):
         trainer(made(Distillation, 9), load_path=path)
+
+
+def test_a_rule_that_is_not_known_leaves_class_and_size(tmp_path, caplog):
+    path = saved(tmp_path, TERMS["one teacher"]())
+    saved_state = torch.load(path, weights_only=False)
+    dict(saved_state["state"]["algorithms"])["Distillation"]["fingerprint_rule"] = "of tomorrow"
+    torch.save(saved_state, path)
+    trainer(made(Distillation, 9), load_path=path)
+    assert "by the rule 'of tomorrow', which this version does not know" in caplog.text
+    smaller = nn.Sequential(nn.Linear(N_FEATURES, N_CLASSES).double())
+    with pytest.raises(ValueError, match="teacher 0 differs"):
+        trainer(Distillation(smaller, KLDivergence(2.0)), load_path=path)
 
 
 class Table(nn.Module):

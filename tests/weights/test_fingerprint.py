@@ -10,7 +10,7 @@ from torch import nn
 from composer_distill.weights import fingerprint as module
 from composer_distill.weights.fingerprint import NO_WEIGHTS, fingerprint, fingerprint_of
 
-LANES = 2**18
+COLUMNS, BLOCK = 64 * 2, 2**11 * 64 * 2  # of values of 4 bytes
 LARGE = 4_000_000
 
 
@@ -24,7 +24,7 @@ def large():
     return weight, of(weight)
 
 
-PLACES = [0, 1, LANES - 1, LANES, 2 * LANES + 1, 3_141_592, LARGE - 1]
+PLACES = [0, 1, COLUMNS - 1, COLUMNS, BLOCK - 1, 2 * BLOCK + 1, 3_141_592, LARGE - 1]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -37,7 +37,8 @@ def test_any_single_change_of_a_large_weight_is_seen(large, place):
         assert of(changed) != mark
 
 
-PAIRS = [(0, 1), (0, LANES), (5, LANES + 5), (LANES, 2 * LANES), (7, 3 * LANES + 7), (1, LARGE - 1)]
+# In one word, one row, one column, one column of another block, and anywhere
+PAIRS = [(0, 1), (1, 65), (5, COLUMNS + 5), (7, 3 * BLOCK + 7), (BLOCK, 2 * BLOCK), (1, LARGE - 1)]
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -59,48 +60,95 @@ def test_changes_of_all_values_are_seen(large):
     assert len(marks) == len(others) + 1
 
 
-def test_permutations_of_rows_and_columns_are_seen():
-    eye = torch.eye(1024)
-    swapped = eye.clone()
-    swapped[[3, 700]] = eye[[700, 3]]
-    assert of(eye) != of(swapped)
-    assert of(eye, swapped) != of(swapped, eye)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.bool])
+def test_permutations_of_rows_and_columns_are_seen(dtype):
+    """Of ones and zeros, whose plain sums would all stay."""
+    eye = torch.eye(256).to(dtype)
+    permuted = [eye]
+    for other in (4, 67, 131, 200):
+        swapped = eye.clone()
+        swapped[[3, other]] = eye[[other, 3]]
+        permuted += [swapped, torch.cat([swapped, eye]), torch.cat([eye, swapped])]
+    assert len(set(map(of, permuted))) == len(permuted)
+    assert of(eye, permuted[1]) != of(permuted[1], eye)
+
+
+def test_a_change_of_any_two_words_is_seen(monkeypatch):
+    """By the argument that the folding rests on; small blocks, so that words meet at each level."""
+    monkeypatch.setattr(module, "_BLOCK", 4)
+    monkeypatch.setattr(module, "_SHORT", 512)
+    rng = np.random.default_rng(0)
+    words = rng.integers(-(2**62), 2**62, 64 * 40)
+    before = list(module._folded(torch.from_numpy(words).view(torch.uint8)))
+    for _ in range(500):
+        one, other = rng.integers(0, len(words), 2)
+        if rng.random() < 0.5:  # of one row, or of one column of one block
+            other = one ^ rng.integers(1, 64) if rng.random() < 0.5 else one ^ 64 * rng.integers(4)
+        change = np.int64(1) << np.int64(rng.integers(0, 64))
+        changed = words.copy()
+        with np.errstate(over="ignore"):
+            changed[one] += change
+            changed[other] -= change if other != one else 0
+        assert list(module._folded(torch.from_numpy(changed).view(torch.uint8))) != before
+
+
+def short(data):
+    """Bytes, folded until they are short: from the words of ``docs/checkpoints.md``."""
+    whole = len(data) // 512 * 512 if len(data) > 16384 else 0
+    told = []
+    if whole:
+        rows = np.frombuffer(data[:whole], "<u8").reshape(-1, 64)
+        factors = [pow(6364136223846793005, column + 1, 2**64) for column in range(64)]
+        weighted = sum(np.uint64(f) * rows[:, column] for column, f in enumerate(factors))
+        blocks = [rows[start : start + 2048].sum(0) for start in range(0, len(rows), 2048)]
+        told = [*short(weighted.tobytes()), *short(np.concatenate(blocks).tobytes())]
+    return [*told, data[whole:]]
 
 
 def reference(*weights):
-    """The same letters, from the words of ``docs/checkpoints.md`` and in NumPy."""
-    digest, row, rows = hashlib.sha256(), np.zeros(0, np.uint32), 0
+    """The same letters, in NumPy."""
+    digest = hashlib.sha256()
     for name, weight in enumerate(weights):
         raw = weight.tobytes()
-        kind = f"torch.{weight.dtype}"
-        digest.update(f"{name} {weight.shape} {kind}\n{len(raw)}\n".encode())
-        whole = len(raw) // 4 * 4
-        pieces = [
-            raw[start : min(start + 4 * LANES, whole)] for start in range(0, whole, 4 * LANES)
-        ]
-        pieces += [raw[whole:].ljust(4, b"\0")] if whole < len(raw) else []
-        for piece in pieces:
-            words = np.frombuffer(piece, np.uint32)
-            row = np.pad(row, (0, max(0, len(words) - len(row))))
-            folded, factor = row[: len(words)].copy(), 1664525
-            if rows % 2:
-                words, folded, factor = words.view(np.uint16), folded.view(np.uint16), 25173
-            added = (words.astype(np.int64) + factor * folded.astype(np.int64)).astype(words.dtype)
-            row[: len(piece) // 4] = np.roll(added, 1001).view(np.uint32)
-            rows += 1
-    digest.update(row.tobytes())
+        digest.update(f"{name} {weight.shape} torch.{weight.dtype}\n{len(raw)}\n".encode())
+        digest.update(b"".join(short(raw)))
     return digest.hexdigest()[:12]
 
 
-def test_the_letters_are_those_of_the_rule():
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_letters_are_those_of_the_rule(threads):
     rng = np.random.default_rng(0)
     weights = [
         rng.normal(size=(3, 5)).astype(np.float32),
-        rng.normal(size=2 * LANES + 77).astype(np.float32),
-        rng.integers(-128, 127, size=(7,), dtype=np.int8),
+        rng.normal(size=2_500_077).astype(np.float32),
+        rng.integers(-128, 127, size=(70_001,), dtype=np.int8),
         rng.normal(size=5001),
     ]
-    assert of(*map(torch.from_numpy, weights)) == reference(*weights)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert of(*map(torch.from_numpy, weights)) == reference(*weights)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_large_weights_are_folded_a_segment_at_a_time(monkeypatch):
+    weight = torch.arange(40_000)
+    monkeypatch.setattr(module, "_SEGMENT", 2**17)
+    pieces = list(module._folded(weight.view(torch.uint8)))
+    raw = weight.numpy().tobytes()
+    segments = [raw[start : start + 2**17] for start in range(0, len(raw), 2**17)]
+    assert pieces == [b"".join(short(segment)) for segment in segments]
+
+
+@pytest.mark.parametrize("rows", [1, 7, 2048, 5000])
+def test_a_device_adds_up_what_a_cpu_does(rows, monkeypatch):
+    """The operations for a GPU, on a CPU."""
+    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 1000)
+    words = torch.randint(-(2**62), 2**62, (rows, 64))
+    on_cpu = module._sums(words)
+    monkeypatch.setattr(module, "_add_up_on_cpu", module._add_up)
+    assert all(map(torch.equal, module._sums(words), on_cpu))
 
 
 KINDS = {
@@ -226,8 +274,8 @@ def test_models_without_weights():
     assert fingerprint(Told(object())) == NO_WEIGHTS
 
 
-def test_memory_stays_that_of_one_row(large):
-    """Nothing of the size of a weight is made on the way."""
+def test_memory_stays_small(large):
+    """Nothing near the size of a weight is made on the way."""
     made, own = [], large[0].untyped_storage().data_ptr()
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -239,7 +287,7 @@ def test_memory_stays_that_of_one_row(large):
 
     with Watch():
         of(large[0])
-    assert max(made) <= 4 * module._LANES
+    assert 0 < max(made) <= large[0].nbytes / 64
 
 
 @pytest.mark.gpu

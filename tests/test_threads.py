@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from composer_distill.losses import KLDivergence
-from composer_distill.losses.threads import spread
+from composer_distill.threads import spread
 
 
 @pytest.fixture
