@@ -1,11 +1,14 @@
 """Whether student and teacher call their classes alike, and the way from one order to the other."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from composer_distill.teachers.outputs import extract_logits
+
+_log = logging.getLogger(__name__)
 
 
 def reorder_labels(
@@ -62,6 +65,9 @@ def reorder_labels(
 def check_label_maps(student: nn.Module, teacher: nn.Module, owner: str) -> None:
     """Refuse a teacher that has the student's classes in another order.
 
+    As many classes of which none has the same name are told of in the log, since that may be
+    another language, or another task.
+
     Args:
         student: The student.
         teacher: The teacher's model.
@@ -74,6 +80,15 @@ def check_label_maps(student: nn.Module, teacher: nn.Module, owner: str) -> None
     if ours is None or theirs is None:
         return
     folded, other = ([name.casefold() for name in names] for names in (ours, theirs))
+    if len(ours) == len(theirs) and not {*folded} & {*other}:
+        _log.warning(
+            "%s: none of its classes has the name of one of the student's: %s where the student's "
+            "are %s. Each class is compared with the one at its own place. If they are the same "
+            "classes, give both configurations one id2label.",
+            owner,
+            _some(theirs),
+            _some(ours),
+        )
     if folded == other or sorted(folded) != sorted(other):
         return
     raise ValueError(
@@ -101,6 +116,10 @@ def class_names(config: Any) -> list[str] | None:
     by_default = all(name == f"LABEL_{index}" for index, name in enumerate(names))
     unique = len({name.casefold() for name in names}) == len(names)
     return None if by_default or not unique else names
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _config_of(model: nn.Module) -> Any:

@@ -1,10 +1,12 @@
 """From what a user names as a source to a file or folder on this machine."""
 
 import os
+from difflib import get_close_matches
 from pathlib import Path
 
 SYMLINK = ".symlink"
 MAX_LINKS = 8
+_ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", SYMLINK)
 
 
 def resolve_path(source: str | Path) -> Path:
@@ -40,7 +42,13 @@ def _nearby(path: Path) -> str:
     if not path.parent.is_dir():
         return f": the folder {path.parent} does not exist"
     names = sorted(entry.name for entry in path.parent.iterdir())
-    return f"; the folder holds {', '.join(names[:5]) or 'nothing'}"
+    if alike := get_close_matches(path.name, names, 5):
+        return f"; the folder {path.parent} holds {', '.join(alike)}"
+    weights = [name for name in names if Path(name).suffix in _ENDINGS]
+    if weights:
+        more = f" and {len(weights) - 5} more" if len(weights) > 5 else ""
+        return f"; the folder {path.parent} holds {', '.join(weights[:5])}{more}"
+    return f"; nothing in the folder {path.parent} is called so, or ends as weights do"
 
 
 def link_target(link: Path) -> str:

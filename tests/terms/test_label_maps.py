@@ -43,15 +43,27 @@ def test_another_order_is_an_error_that_names_both():
         NAMES,
         [name.upper() for name in NAMES],
         ["LABEL_0", "LABEL_1", "LABEL_2"],
-        ["yes", "no", "maybe"],
+        ["yes", "no"],
+        ["maybe", "neutral", "yes"],
         ["neutral", "neutral", "contradiction"],
         [*TURNED, "none"],
     ],
 )
-def test_else_label_maps_say_nothing(names):
+def test_else_label_maps_say_nothing(names, caplog):
     check_label_maps(Named(NAMES), Named(names), "teacher 0 (x)")
     check_label_maps(Named(names), Named(NAMES), "teacher 0 (x)")
     check_label_maps(Named(names), nn.Linear(1, 1), "teacher 0 (x)")
+    assert caplog.text == ""
+
+
+def test_wholly_other_names_are_told_of_once_a_teacher(caplog):
+    check_label_maps(Named([*NAMES, "none"]), Named(["a", "b", "c", "d"]), "teacher 1 (x)")
+    assert [record.getMessage() for record in caplog.records] == [
+        "teacher 1 (x): none of its classes has the name of one of the student's: a, b, c, ... "
+        "where the student's are entailment, neutral, contradiction, .... Each class is compared "
+        "with the one at its own place. If they are the same classes, give both configurations one "
+        "id2label."
+    ]
 
 
 def test_names_need_a_number_each():

@@ -1,6 +1,7 @@
 """Real checkpoints, loaded into the models that they came from and into others."""
 
 import logging
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from composer_distill.teachers import load_weights
 from composer_distill.weights.memory import release
+from composer_distill.weights.sources import resolve_path
 
 
 def test_full_checkpoint_into_the_composer_model(zoo, trained):
@@ -86,6 +88,22 @@ def test_missing_path_names_teacher_and_neighbours(zoo, trained):
     _, folder = trained
     with pytest.raises(FileNotFoundError, match=r"the expert: .*no checkpoint at .*ep1-ba4-rank0"):
         load_weights(zoo.classifier(), folder / "ep9.pt", name="the expert")
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["best_model.pt", "notes.txt", "z.bin"], "; the folder {} holds best_model.pt"),
+        (["a.pt", "notes.txt", "z.safetensors"], "; the folder {} holds a.pt, z.safetensors"),
+        ([f"{i}.bin" for i in range(8)], "; the folder {} holds 0.bin, 1.bin, .*4.bin and 3 more"),
+        (["bin", "etc"], "; nothing in the folder {} is called so, or ends as weights do"),
+    ],
+)
+def test_a_missing_path_is_told_with_what_is_alike_or_holds_weights(tmp_path, names, told):
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(FileNotFoundError, match=told.format(re.escape(str(tmp_path))) + "$"):
+        resolve_path(tmp_path / "best_models.pth")
 
 
 def test_missing_folder_is_said(zoo, tmp_path):
