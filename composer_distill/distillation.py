@@ -17,11 +17,12 @@ from composer_distill.terms.features.companions import Companions
 from composer_distill.terms.features.matching import matching_terms
 from composer_distill.terms.features.term import FeatureTerm
 from composer_distill.terms.fused import FusedTerm
-from composer_distill.terms.judging import TeacherJudge, check_unjudged
+from composer_distill.terms.judging import TeacherJudge, check_judged
 from composer_distill.terms.logits import LogitsTerm
 from composer_distill.terms.panel import TeacherPanel
 from composer_distill.terms.positions import MaskFn, check_mask_fn
 from composer_distill.terms.protocol import Term
+from composer_distill.terms.routing import check_all_answer
 from composer_distill.terms.sparse import SparseTerm, check_not_evaluated, is_sparse
 from composer_distill.terms.student import StudentReader
 from composer_distill.terms.vocabulary import check_vocab_size
@@ -80,6 +81,9 @@ class Distillation(Algorithm):
             string such as ``'200ba'``, or a ``Time``. Exact to the batch.
         end_dur: First moment at which it no longer acts.
         n_teachers_to_sample: How many distinct teachers answer each batch; None: all of them.
+        route_by: The entry of a batch, a list of one name a sample, that says which teacher answers
+            each; teachers of one name share a sample, and ``''`` is nobody. See also
+            ``Teacher(..., route=...)``.
         feature_terms: Layers of the student that are compared with layers of the teachers, each a
             :class:`FeatureTerm` with a weight of its own.
         projector_optimizer: Makes an optimizer of a projector's parameters, such as
@@ -142,6 +146,7 @@ class Distillation(Algorithm):
         end_dur: float | str | Time = 1.0,
         n_teachers_to_sample: int | None = None,
         *,
+        route_by: str | None = None,
         feature_terms: Sequence[FeatureTerm] = (),
         projector_optimizer: MakeOptimizer | None = None,
         combine: Literal["logits", "probabilities"] = "logits",
@@ -161,12 +166,11 @@ class Distillation(Algorithm):
         check_choices(on_nonfinite, teacher_sharding)
         self.window = Window(to_time(start_dur, "start_dur"), to_time(end_dur, "end_dur"))
         self.teachers = to_teachers(teachers)
-        self.kd_loss_fn, self.combine = kd_loss_fn, combine
+        self.kd_loss_fn, self.combine, self.route_by = kd_loss_fn, combine, route_by
         self.kd_loss_weight, self.org_loss_weight = kd_loss_weight, org_loss_weight
         self.n_teachers_to_sample = check_sample_size(n_teachers_to_sample, len(self.teachers))
-        self.projector_optimizer = projector_optimizer
         self.seed, self.vocab_size = check_seed(seed), check_vocab_size(vocab_size)
-        self.student_output_fn = student_output_fn
+        self.student_output_fn, self.projector_optimizer = student_output_fn, projector_optimizer
         self.mask_fn = mask_fn if isinstance(mask_fn, TeacherJudge) else check_mask_fn(mask_fn)
         self.on_nonfinite, self.verify_teachers = on_nonfinite, verify_teachers
         self.eval_teachers, self.telemetry = eval_teachers, telemetry
@@ -175,18 +179,21 @@ class Distillation(Algorithm):
 
     def _answering(self) -> EventHandlers:
         """Return what answers the events."""
-        panel = TeacherPanel(self.teachers, self.n_teachers_to_sample, self.seed, self.combine)
+        panel = TeacherPanel(
+            self.teachers, self.n_teachers_to_sample, self.seed, self.combine, self.route_by
+        )
         judge = self.mask_fn if isinstance(self.mask_fn, TeacherJudge) else None
         mask_fn = None if isinstance(self.mask_fn, TeacherJudge) else self.mask_fn
         reader = StudentReader(self.student_output_fn, mask_fn, self.vocab_size)
         loss, weight, on_nonfinite = self.kd_loss_fn, self._kd_weight, self.on_nonfinite
+        check_judged(judge, loss)
+        check_all_answer(self, panel.routing, is_sparse(self.teachers))
         fused = loss if isinstance(loss, FusedLinearKL) else None
         reads_logits = loss is not None and fused is None
         observer = Observer(panel.labels) if self.telemetry and reads_logits else None
         logits = LogitsTerm(panel, reader, loss, weight, observer, on_nonfinite, judge)
         terms: list[Term] = []
         if fused is not None:
-            check_unjudged(judge)
             terms.append(FusedTerm(panel, reader, fused, weight, on_nonfinite))
         elif loss is not None and is_sparse(self.teachers):
             check_not_evaluated(self.eval_teachers)

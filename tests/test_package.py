@@ -47,8 +47,9 @@ SURFACE = {
     "composer_distill": """
 CachedTeacher(folder, teacher=None, *, name=None, weight=1.0, unfinished=False, tail='bucket')
 Distillation(teachers, kd_loss_fn, kd_loss_weight=0.9, org_loss_weight=0.1, start_dur=0.0,
-    end_dur=1.0, n_teachers_to_sample=None, *, feature_terms=(), projector_optimizer=None,
-    combine='logits', seed=0, student_output_fn=None, mask_fn=None, vocab_size=None,
+    end_dur=1.0, n_teachers_to_sample=None, *, route_by=None, feature_terms=(),
+    projector_optimizer=None, combine='logits', seed=0, student_output_fn=None, mask_fn=None,
+    vocab_size=None,
     on_nonfinite='raise', eval_teachers=False, telemetry=True, verify_teachers=True,
     teacher_sharding='auto')
 EMATeacher(*, decay=0.999, update_every='1ba', warmup=0, start_dur=0.0, end_dur=1.0,
@@ -60,7 +61,7 @@ OnPolicy(fraction=0.5, max_new_tokens=128, temperature=1.0, top_p=1.0, seed=0, *
     generate_fn=None, buffer_batches=1)
 Snapshot(*, start_dur=0.0, end_dur=1.0, name='snapshot of the student', weight=1.0)
 Teacher(model, *, checkpoint=None, name=None, weight=1.0, start_dur=0.0, end_dur=1.0,
-    input_fn=None, output_fn=None,
+    route=None, input_fn=None, output_fn=None,
     dtype=None, compile=False, offload=False, microbatch_size=None, strict=True, ema=None)
 Teacher.from_pretrained(folder_or_name, **options)
 Teacher.from_composer_checkpoint(path, **options)
@@ -163,7 +164,7 @@ EMATeacher(*, decay=0.999, update_every='1ba', warmup=0, start_dur=0.0, end_dur=
     name='EMA of the student', weight=1.0)
 Snapshot(*, start_dur=0.0, end_dur=1.0, name='snapshot of the student', weight=1.0)
 Teacher(model, *, checkpoint=None, name=None, weight=1.0, start_dur=0.0, end_dur=1.0,
-    input_fn=None, output_fn=None,
+    route=None, input_fn=None, output_fn=None,
     dtype=None, compile=False, offload=False, microbatch_size=None, strict=True, ema=None)
 Teacher.from_pretrained(folder_or_name, **options)
 Teacher.from_composer_checkpoint(path, **options)

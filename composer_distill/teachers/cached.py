@@ -62,6 +62,7 @@ class CachedTeacher:
 
     input_fn = None
     output_fn = None
+    route = None
     answers_as_the_student = True
 
     def __init__(

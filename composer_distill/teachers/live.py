@@ -32,7 +32,7 @@ class LiveTeacher:
         self.weight = teacher.weight
         self.window = teacher.window
         self._device = torch.device("cpu")
-        self._sharded = False
+        self.sharded = False  # known from INIT on
         self._away = False
         self._recorder: HeadRecorder | None = None
         self._lending = Lending(label)
@@ -52,8 +52,8 @@ class LiveTeacher:
         self._away = False
         self._lending = Lending(self.label)
         self.teacher.freeze()
-        self._sharded = is_to_be_sharded(self.teacher.model, sharding, state, self.label)
-        if self._sharded:
+        self.sharded = is_to_be_sharded(self.teacher.model, sharding, state, self.label)
+        if self.sharded:
             self.teacher.place(torch.device("cpu"))
             shard(self.teacher.model, state)
         else:
@@ -67,7 +67,7 @@ class LiveTeacher:
 
     def leave(self) -> None:
         """Free the device of the model; one that is sharded stays."""
-        if not (self._away or self._sharded or self._device.type == "cpu"):
+        if not (self._away or self.sharded or self._device.type == "cpu"):
             self._away = True
             self.teacher.to_host()
 
@@ -132,7 +132,7 @@ class LiveTeacher:
                         "Teacher(..., input_fn=...), another type by Teacher(..., dtype=...).",
                     )
                     raise
-            if self._sharded:
+            if self.sharded:
                 reshard(self.teacher.model)
         # A teacher may turn gradients or inference mode on in its own forward
         return logits.clone() if logits.is_inference() else logits.detach()

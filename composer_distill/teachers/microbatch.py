@@ -1,10 +1,13 @@
 """What a microbatch is: the batch as the student saw it, its logits, and what of them counts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+
+from composer_distill.teachers.splitting import take
 
 
 class Compared(NamedTuple):
@@ -107,6 +110,31 @@ class Microbatch:
     def _rows(self) -> Tensor:
         mask = self.mask
         return self.logits if mask is None else select_positions(self.logits, mask, self.axis)
+
+    def take(self, rows: Tensor) -> "Microbatch":
+        """Return some of the samples, without the student's graph and whole output.
+
+        Args:
+            rows: Which, along the first axis of the logits.
+
+        Shape:
+            - rows: ``(n,)``, whole numbers.
+        """
+        view = take(self.view, rows, len(self.logits))
+        rows = rows.to(self.logits.device)
+        chosen = (None if x is None else x[rows] for x in (self.mask, self.labels))
+        mask, labels = chosen
+        logits = self.logits.detach()[rows]
+        return replace(self, view=view, outputs=None, logits=logits, mask=mask, labels=labels)
+
+    @property
+    def first_axis(self) -> Tensor:
+        """The sample that each entry of the first axis of what is compared is of."""
+        samples = torch.arange(len(self.logits), device=self.logits.device)
+        if self.mask is None or not self.selects:
+            return samples
+        per_sample = self.mask.reshape(len(self.mask), -1)
+        return per_sample.nonzero()[:, 0]
 
     def zero(self) -> Tensor:
         """Return 0 with a gradient path to the student, for a microbatch without positions."""

@@ -31,8 +31,8 @@ def map_tensors(batch: Any, function: Callable[[Tensor], Any]) -> Any:
 def split(batch: Any, size: int) -> Iterator[Any]:
     """Cut a batch into pieces of ``size`` samples, the last one as long as it comes.
 
-    Tensors and lists of one entry a sample are cut along their first axis. What has one entry in
-    all, or no axis, goes with every piece.
+    Tensors, lists and tuples of one entry a sample are cut along their first axis. What has one
+    entry in all, or no axis, goes with every piece.
 
     Args:
         batch: A tensor, tuple, list or mapping, nested at will.
@@ -48,7 +48,27 @@ def split(batch: Any, size: int) -> Iterator[Any]:
     """
     samples = count_samples(batch)
     for start in range(0, samples, size):
-        yield _cut(batch, start, min(start + size, samples), samples)
+        yield _cut(batch, slice(start, min(start + size, samples)), samples)
+
+
+def take(batch: Any, rows: Tensor, samples: int) -> Any:
+    """Return some samples of a batch, as :func:`split` cuts it.
+
+    Args:
+        batch: A tensor, tuple, list or mapping, nested at will.
+        rows: Which samples.
+        samples: How many the batch has.
+
+    Shape:
+        - rows: ``(n,)``, whole numbers.
+
+    Example:
+        >>> import torch
+        >>> batch = {"x": torch.arange(3), "from": ["a", "b", "c"], "scale": 2.0}
+        >>> take(batch, torch.tensor([0, 2]), 3)
+        {'x': tensor([0, 2]), 'from': ['a', 'c'], 'scale': 2.0}
+    """
+    return _cut(batch, rows, samples)
 
 
 def count_samples(batch: Any) -> int:
@@ -75,12 +95,16 @@ def count_samples(batch: Any) -> int:
     return samples[0]
 
 
-def _cut(value: Any, start: int, stop: int, samples: int) -> Any:
+def _cut(value: Any, rows: slice | Tensor, samples: int) -> Any:
     if isinstance(value, Tensor):
-        return value[start:stop] if value.ndim and value.shape[0] == samples else value
-    if isinstance(value, list) and len(value) == samples and not _holds_tensors(value):
-        return value[start:stop]
-    return _rebuild_once(value, lambda item: _cut(item, start, stop, samples))
+        cuts = value.ndim and value.shape[0] == samples
+        at = rows.to(value.device) if isinstance(rows, Tensor) else rows
+        return value[at] if cuts else value
+    if type(value) in (list, tuple) and len(value) == samples and not _holds_tensors(value):
+        if isinstance(rows, slice):
+            return value[rows]
+        return type(value)(value[row] for row in rows.tolist())
+    return _rebuild_once(value, lambda item: _cut(item, rows, samples))
 
 
 def _holds_tensors(value: Any) -> bool:

@@ -25,6 +25,7 @@ from composer_distill.teachers.huggingface import (
     build_pretrained,
     reduced_type,
 )
+from composer_distill.teachers.modes import any_trains
 from composer_distill.teachers.placement import move, on_device, pin
 from composer_distill.teachers.splitting import map_tensors, shallow_copy, split
 from composer_distill.teachers.streams import untouched_streams
@@ -55,6 +56,9 @@ class Teacher:
         start_dur: First moment at which it answers, inside the window of ``Distillation``: as there
             a fraction of training, a Composer time string or a ``Time``.
         end_dur: First moment at which it no longer answers; then it leaves the device.
+        route: Which samples it answers: any ``batch -> (B,) bool tensor``, on the batch as the
+            student saw it. It reads those alone. None: all, or what ``route_by`` of
+            ``Distillation`` says.
         input_fn: Maps the student's batch to the teacher's own view of it: other normalisation,
             resolution or keys. It gets a copy whose containers are its own; the tensors are not.
         output_fn: Maps the teacher's raw output to one over the student's classes.
@@ -88,6 +92,7 @@ class Teacher:
         weight: Weight = 1.0,
         start_dur: float | str | Time = 0.0,
         end_dur: float | str | Time = 1.0,
+        route: Callable[[Any], Tensor] | None = None,
         input_fn: Callable[[Any], Any] | None = None,
         output_fn: Callable[[Any], Any] | None = None,
         dtype: torch.dtype | None = None,
@@ -104,6 +109,7 @@ class Teacher:
         self.checkpoint = checkpoint
         self.weight = checked_weight(weight, self.label)
         self.window = checked_window(start_dur, end_dur, self.label)
+        self.route = checked_callable(route, "route", self.label)
         self.input_fn = checked_callable(input_fn, "input_fn", self.label)
         self.output_fn = checked_callable(output_fn, "output_fn", self.label)
         self.dtype = checked_dtype(dtype, self.label)
@@ -221,7 +227,7 @@ class Teacher:
         Raises:
             ValueError: If the batch cannot be cut into pieces of ``microbatch_size``.
         """
-        if _any_trains(self.model):  # at each use: whoever holds the model may have called train()
+        if any_trains(self.model):  # at each use: whoever holds the model may have called train()
             self.model.eval()
         view = self._view(batch)
         pieces = [view] if self.microbatch_size is None else split(view, self.microbatch_size)
@@ -285,14 +291,3 @@ class Teacher:
             with noted("output_fn", self.output_fn):
                 raw = self.output_fn(raw)
         return extract(raw)
-
-
-def _any_trains(model: nn.Module) -> bool:
-    """Return whether any module is in train mode; eval() takes ten times as long as to look."""
-    found: list[Any] = [model]
-    for module in found:  # which grows meanwhile
-        if getattr(module, "training", False):  # a frozen TorchScript module has no such flag
-            return True
-        if module is not None and module._modules:
-            found += module._modules.values()
-    return False

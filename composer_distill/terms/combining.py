@@ -64,6 +64,49 @@ def mean_probabilities(
     return _present(total) * temperature
 
 
+def by_rows(
+    answers: Iterable[tuple[Tensor, Tensor, Tensor]],
+    like: Tensor,
+    temperature: float | None = None,
+    dim: int = -1,
+) -> Tensor:
+    """Return the weighted mean of logits, or of probabilities, that know some rows each.
+
+    Args:
+        answers: ``(rows, shares, logits)`` of each teacher: which entries of the first axis it
+            answers, with what share of each, and its logits there. Read lazily.
+        like: A tensor of the result's shape.
+        temperature: That of the probabilities; None for the mean of the logits.
+        dim: The axis of the softmax.
+
+    Shape:
+        - rows, shares: ``(n,)``.
+        - logits: ``(n, ...)``.
+        - like, result: ``(N, ...)``; rows that nobody answers are 0.
+
+    Example:
+        >>> parts = [
+        ...     (torch.tensor([0, 1]), torch.tensor([1.0, 0.5]), torch.tensor([[2.0], [2.0]])),
+        ...     (torch.tensor([1]), torch.tensor([0.5]), torch.tensor([[4.0]])),
+        ... ]
+        >>> by_rows(parts, torch.empty(3, 1)).flatten()
+        tensor([2., 3., 0.])
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    total = torch.zeros_like(like, dtype=dtype, requires_grad=False)
+    answered = torch.zeros(len(like), dtype=torch.bool, device=like.device)
+    for rows, shares, logits in answers:
+        share = shares.to(dtype).reshape(-1, *[1] * (logits.ndim - 1))
+        if temperature is None:
+            total.index_add_(0, rows, logits.to(dtype) * share)
+            continue
+        weighted = (logits.to(dtype) / temperature).log_softmax(dim) + share.log()
+        earlier = answered[rows].reshape(share.shape)
+        total[rows] = torch.where(earlier, torch.logaddexp(total[rows], weighted), weighted)
+        answered[rows] = True
+    return total if temperature is None else total * temperature
+
+
 def _present(total: Tensor | None) -> Tensor:
     if total is None:
         raise ValueError("answers must hold at least one teacher's logits, got none.")

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
-import torch
 from torch import Tensor
 
+from composer_distill.losses import FusedLinearKL
 from composer_distill.teachers.microbatch import Microbatch
+from composer_distill.terms.narrowing import check_is_mean, narrowed
 
 _Good = Callable[[Tensor, Tensor | None, int], Tensor]
 
@@ -62,27 +64,7 @@ class TeacherJudge:
                 f"mask_fn={self.name} needs one class index for each position, but the batch holds "
                 "none: they are its second element or its 'labels'. Use teacher_confident."
             )
-        good = self(target, compared.labels, compared.axis)
-        if microbatch.selects and microbatch.mask is not None:
-            whole = _scattered(good, microbatch.mask)
-        else:
-            whole = good if compared.mask is None else good & compared.mask
-        judged = replace(microbatch, mask=whole)
-        share = whole.sum() / (good.numel() if compared.mask is None else compared.mask.sum())
-        if not microbatch.selects:
-            return judged, target, share
-        if judged.empty:
-            return judged, judged.kept.logits, share
-        flat = good.reshape(-1).nonzero().squeeze(1)
-        moved = target.movedim(compared.axis, -1).reshape(-1, target.shape[compared.axis])
-        return judged, moved.index_select(0, flat), share
-
-
-def _scattered(good: Tensor, mask: Tensor) -> Tensor:
-    """Return a mask over all positions from one over the kept ones."""
-    whole = torch.zeros_like(mask)
-    whole[mask] = good
-    return whole
+        return narrowed(microbatch, target, self(target, compared.labels, compared.axis))
 
 
 def _is_right(target: Tensor, labels: Tensor | None, axis: int) -> Tensor:
@@ -118,14 +100,17 @@ def teacher_confident(probability: float) -> TeacherJudge:
     return TeacherJudge(f"teacher_confident({probability!r})", is_sure)
 
 
-def check_unjudged(judge: TeacherJudge | None) -> None:
-    """Refuse a judge of answers where no answer is ever whole.
+def check_judged(judge: TeacherJudge | None, kd_loss_fn: Any) -> None:
+    """Refuse a judge of answers where no answer is ever whole, or the loss is no mean.
 
     Raises:
         ValueError: If there is one.
     """
-    if judge is not None:
+    if judge is None:
+        return
+    if isinstance(kd_loss_fn, FusedLinearKL):
         raise ValueError(
             f"mask_fn={judge} judges a teacher's logits, which FusedLinearKL never has. "
             "Use KLDivergence."
         )
+    check_is_mean(kd_loss_fn, f"mask_fn={judge}")

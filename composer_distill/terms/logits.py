@@ -10,8 +10,9 @@ from torch import Tensor
 
 from composer_distill.losses import DistillationLoss
 from composer_distill.notes import noted
-from composer_distill.teachers.microbatch import Compared, Microbatch
+from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.telemetry.observer import Observer, Watch
+from composer_distill.telemetry.parts import of_a_part
 from composer_distill.telemetry.values import top1_agreement
 from composer_distill.terms.comparison import (
     MultiHotWatch,
@@ -20,10 +21,12 @@ from composer_distill.terms.comparison import (
     labelled,
     selects_positions,
 )
+from composer_distill.terms.distance import check_gradient_path, distance
 from composer_distill.terms.guard import FiniteGuard
 from composer_distill.terms.judging import TeacherJudge
 from composer_distill.terms.panel import TeacherPanel
 from composer_distill.terms.protocol import Measured
+from composer_distill.terms.routed import Asked, ask_routed
 from composer_distill.terms.student import StudentReader
 from composer_distill.terms.task import Task
 from composer_distill.terms.users_loss import GradientShield, UsersLoss
@@ -153,20 +156,25 @@ class LogitsTerm:
         microbatch = self.read(view, state.outputs, own_loss=state.loss, with_labels=judged)
         drawn = self.panel.draw(int(state.timestamp.batch))
         values: dict[str, Tensor] = {}
-        watch = self._watch(values, microbatch, judged=judged, alone=len(drawn) == 1)
-        target = self.target(drawn, microbatch, state, watch)
+        asked, target, share = self._ask(drawn, microbatch, state, values, judged=judged)
         finite = self.guard.all_finite() if self._skips else None
         if finite is not None:
             values = {name: torch.where(finite, value, 0.0) for name, value in values.items()}
-            target = torch.where(finite, target, microbatch.compared.logits.detach())
-        loss, parts = self._judged_distance(microbatch, target, values)
+            target = torch.where(finite, target, asked.compared.logits.detach())
+        told: dict[str, Tensor] = {}  # of what has a teacher
+        loss, parts = self._judged_distance(asked, target, told)
+        if share is not None:
+            loss, parts = loss * share, {name: part * share for name, part in parts.items()}
         if finite is not None:
             loss = loss * finite
-        _check_gradient_path(loss)
+        check_gradient_path(loss)
         if self._skips:
             values["distillation/skipped"] = loss.new_zeros(()) if finite is None else ~finite
-        self._note(values, microbatch, target, loss.detach(), parts)
-        if self.observer is not None and len(drawn) == 1:
+        values["loss/train/kd"] = loss.detach()
+        values |= {f"distillation/kd_loss/{name}": part.detach() for name, part in parts.items()}
+        self._note(told, asked, target)
+        values |= told if share is None else of_a_part(told, share)
+        if self.observer is not None and len(drawn) == 1 and share is None:
             self.observer.note_loss(values, drawn[0][0], loss.detach())
         if microbatch.empty:
             values = {name: torch.zeros_like(value) for name, value in values.items()}
@@ -183,7 +191,7 @@ class LogitsTerm:
         compared = microbatch.compared
         shield = GradientShield(compared.logits) if self._skips else None
         logits = compared.logits if shield is None else shield.logits
-        loss, parts = self._distance(compared._replace(logits=logits), target)
+        loss, parts = distance(self._users_loss, compared._replace(logits=logits), target)
         if microbatch.empty:
             loss = microbatch.zero()
         self.guard.note_loss(loss, compared.logits)
@@ -212,18 +220,48 @@ class LogitsTerm:
         """
 
         def receive(index: int, answer: Tensor) -> Tensor:
-            label = self.panel.labels[index]
-            logits = self.reader.fit(answer, microbatch, label)
-            # A softmax computes a class that is ruled out; any other loss may give NaN
-            axis = microbatch.compared.axis if self._classes else None
-            self.guard.note(label, logits, axis=axis)
-            if watch is not None:
-                watch(index, logits)
-            return logits
+            return self._receive(index, answer, microbatch, watch)
 
         self.guard.start()
         temperature = self.temperature
         return self.panel.target(drawn, microbatch, state, temperature=temperature, receive=receive)
+
+    def _receive(
+        self, index: int, answer: Tensor, microbatch: Microbatch, watch: Watch | None
+    ) -> Tensor:
+        """Return what is compared of a teacher's answer, checked and noted."""
+        label = self.panel.labels[index]
+        logits = self.reader.fit(answer, microbatch, label)
+        # A softmax computes a class that is ruled out; any other loss may give NaN
+        self.guard.note(label, logits, axis=microbatch.compared.axis if self._classes else None)
+        if watch is not None:
+            watch(index, logits)
+        return logits
+
+    def _ask(
+        self,
+        drawn: Sequence[tuple[int, float]],
+        microbatch: Microbatch,
+        state: State,
+        values: dict[str, Tensor],
+        *,
+        judged: bool,
+    ) -> Asked:
+        """Return the drawn teachers' target, and of which positions; note what each says."""
+        routing = self.panel.routing
+        if routing is None:
+            watch = self._watch(values, microbatch, judged=judged, alone=len(drawn) == 1)
+            return Asked(microbatch, self.target(drawn, microbatch, state, watch))
+
+        def hear(index: int, answer: Tensor, part: Microbatch, share: float) -> Tensor:
+            own: dict[str, Tensor] = {}
+            watch = self._watch(own, part, judged=judged, alone=False)
+            logits = self._receive(index, answer, part, watch)
+            values.update(of_a_part(own, share))
+            return logits
+
+        self.guard.start()
+        return ask_routed(self.panel, routing, drawn, microbatch, state, self.temperature, hear)
 
     def _watch(
         self, values: dict[str, Tensor], microbatch: Microbatch, *, judged: bool, alone: bool
@@ -235,22 +273,13 @@ class LogitsTerm:
         return self.observer.watch(
             values,
             compared if judged else compared._replace(labels=None),
-            lambda answer: self._distance(compared, answer)[0],
+            lambda answer: distance(self._users_loss, compared, answer)[0],
             alone=alone,
             classes=microbatch.classes,
         )
 
-    def _note(
-        self,
-        values: dict[str, Tensor],
-        microbatch: Microbatch,
-        target: Tensor,
-        loss: Tensor,
-        parts: dict[str, Tensor],
-    ) -> None:
-        """Note the loss, its parts, and what the kept positions tell beside them."""
-        values["loss/train/kd"] = loss
-        values |= {f"distillation/kd_loss/{name}": part.detach() for name, part in parts.items()}
+    def _note(self, values: dict[str, Tensor], microbatch: Microbatch, target: Tensor) -> None:
+        """Note what the kept positions tell beside the loss and its parts."""
         if not microbatch.classes:
             return
         kept, target = microbatch.kept, microbatch.keep(target)
@@ -259,33 +288,3 @@ class LogitsTerm:
             values["distillation/agreement"] = agreement
         if self.observer is not None:
             self.observer.note_target(values, kept.logits, target, kept.axis)
-
-    def _distance(self, student: Compared, teacher: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss as a scalar, in float32 or better, and its parts where it has several."""
-        loss = self.kd_loss_fn
-        if not isinstance(loss, DistillationLoss):
-            return self._users_loss(student.logits, teacher), {}
-        if loss.needs_labels and student.labels is None:
-            raise ValueError(
-                f"kd_loss_fn ({type(loss).__name__}) needs one class index for each position, "
-                "but the batch holds none: they are its second element or its 'labels'. "
-                "Use a loss without labels, such as KLDivergence."
-            )
-        labels = student.labels if loss.needs_labels else None
-        parts = loss.parts(student.logits, teacher, mask=student.mask, labels=labels)
-        named = parts if len(parts) > 1 else {}
-        whole = _scalar(loss.combine(parts))
-        return whole, {name: _scalar(part) for name, part in named.items()}
-
-
-def _scalar(value: Tensor) -> Tensor:
-    return value.mean() if value.ndim else value
-
-
-def _check_gradient_path(distance: Tensor) -> None:
-    if not distance.requires_grad:
-        raise ValueError(
-            "kd_loss_fn must return a tensor with a gradient path to the student's logits, got one "
-            "that requires no gradient. It is called as kd_loss_fn(student, teacher): do not "
-            "detach its first argument."
-        )

@@ -14,6 +14,7 @@ from composer_distill.teachers.sharding import Sharding
 from composer_distill.teachers.source import Follower
 from composer_distill.teachers.stopwatch import Stopwatch
 from composer_distill.terms.combining import mean_logits, mean_probabilities
+from composer_distill.terms.routing import check_sharded, routing_of
 from composer_distill.terms.sampling import sample_teachers
 
 _Answer = TypeVar("_Answer")
@@ -30,13 +31,20 @@ class TeacherPanel:
         n_sampled: How many answer a batch; None: all.
         seed: Seed of the draw.
         combine: ``'logits'`` or ``'probabilities'``.
+        route_by: The entry of a batch that names each sample's teacher.
     """
 
     def __init__(
-        self, teachers: Sequence[AnyTeacher], n_sampled: int | None, seed: int, combine: str
+        self,
+        teachers: Sequence[AnyTeacher],
+        n_sampled: int | None,
+        seed: int,
+        combine: str,
+        route_by: str | None = None,
     ) -> None:
         self.teachers = tuple(teachers)
         self.labels = labels_of(self.teachers)
+        self.routing = routing_of(self.teachers, self.labels, route_by)
         self.sources = at_work(self.teachers)
         self.followers = {
             str(index): source
@@ -66,6 +74,8 @@ class TeacherPanel:
         self._stopwatch = Stopwatch(state.device.tensor_to_device(torch.empty(0)).device)
         for source in self.sources:
             source.prepare(state, sharding)
+        if self.routing is not None:
+            check_sharded(self.sources)
 
     def follow(self, state: State) -> None:
         """Let the teachers that are made of the student look at it, between batches."""

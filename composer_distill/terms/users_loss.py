@@ -23,7 +23,7 @@ class UsersLoss:
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
+        self.function = function
         self._copies = True
         self._told = False
 
@@ -43,8 +43,8 @@ class UsersLoss:
             given = teacher.clone()
         version = given._version
         what = f" on logits of shape {tuple(student.shape)}"
-        with noted("kd_loss_fn", self._function, what):
-            distance = self._function(student.to(dtype), given)
+        with noted("kd_loss_fn", self.function, what):
+            distance = self.function(student.to(dtype), given)
         self._copies = self._told
         if given._version != version:
             self._tell()

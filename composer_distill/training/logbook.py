@@ -9,6 +9,7 @@ from composer.utils import dist
 from torch import Tensor
 
 from composer_distill.telemetry.observer import Observer
+from composer_distill.telemetry.parts import divide_by_parts
 from composer_distill.terms.panel import TeacherPanel
 from composer_distill.training.meters import UNEVEN, BatchMeter, balance, is_uneven
 
@@ -91,6 +92,7 @@ class Logbook:
                 share = self._panel.seconds() / max(batch_seconds, _SHORTEST)
                 numbers.append(min(1.0, share))
             metrics |= zip(names, _mean_over_ranks(numbers, values.device), strict=True)
+            divide_by_parts(metrics)
             self._warn(metrics)
         return self.named(metrics)
 

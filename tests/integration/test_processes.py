@@ -72,6 +72,7 @@ AS_IN_ONE = [
     "two_instances",
     "no_task_loss",
     "moving_average",
+    "routed_teachers",
 ]
 
 
@@ -158,6 +159,19 @@ def test_sharded_teachers_answer_as_whole_ones(two, kind):
         expected = [value for _, value in whole["log"][name]]
         assert [value for _, value in cut["log"][name]] == pytest.approx(expected, rel=1e-5), name
     assert len(whole["log"]["loss/train/kd"]) == 8
+
+
+def test_sharded_teachers_take_part_where_a_rank_has_no_samples_for_them(two):
+    found = two("sharded_routes")
+    whole, cut = found["replicated"], found["sharded"]
+    assert (whole["cut"], cut["cut"]) == ([False] * 3, [True] * 3)
+    assert len(whole["log"]["loss/train/kd"]) == 8
+    for name in filter(measured, whole["log"]):
+        assert [step for step, _ in cut["log"][name]] == [step for step, _ in whole["log"][name]]
+        expected = [value for _, value in whole["log"][name]]
+        assert [v for _, v in cut["log"][name]] == pytest.approx(expected, rel=1e-5, abs=1e-7), name
+    assert "teacher 0 (Sequential): it is cut over the ranks" in found["said"]
+    assert "Leave microbatch_size out" in found["said"]
 
 
 def test_small_teachers_stay_whole_beside_a_sharded_student(two):

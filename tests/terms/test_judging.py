@@ -59,6 +59,9 @@ def test_what_can_not_be_judged():
         teacher_correct.judge(Microbatch(None, None, student), teacher)
     with pytest.raises(ValueError, match="FusedLinearKL never has"):
         Distillation(nn.Linear(2, 2), FusedLinearKL(), mask_fn=teacher_correct)
+    mean_of_samples = KLDivergence(reduction="batchmean")
+    with pytest.raises(ValueError, match="mask_fn=teacher_correct leaves positions out.*batchmean"):
+        Distillation(nn.Linear(2, 2), mean_of_samples, mask_fn=teacher_correct)
 
 
 def gradients(mask_fn, microbatch_size):

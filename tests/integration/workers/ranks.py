@@ -40,6 +40,7 @@ from integration.workers.resuming import (
     loaded_fsdp2,
     loaded_fsdp2_without_distillation,
 )
+from integration.workers.routing import routed_teachers, sharded_routes
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -253,6 +254,7 @@ SCENARIOS = [
     two_instances,
     no_task_loss,
     moving_average,
+    routed_teachers,
     drawn_teachers,
     streams_after_a_noisy_teacher,
     teacher_untouched,
@@ -268,6 +270,7 @@ SCENARIOS = [
 SHARDED = [
     sharded_students,
     auto_sharding,
+    sharded_routes,
     loaded_fsdp2,
     loaded_fsdp2_without_distillation,
     meta_teachers,
