@@ -51,12 +51,12 @@ class Settings:
     """How long and how large."""
 
     teacher_steps: int = 1200
-    warm_steps: int = 500
-    steps: int = 400
+    warm_steps: int = 400
+    steps: int = 150
     batch: int = 16
     warm_batch: int = 32
     rate: float = 1e-3
-    prompts: int = 256
+    prompts: int = 128
     student_width: int = 48
     teacher_width: int = 128
 

@@ -120,6 +120,30 @@ def test_a_run_is_gkd_by_hand(kind, name):
     assert_differ(model, first)
 
 
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
+@pytest.mark.filterwarnings("ignore")  # of the other library's own
+def test_value_and_gradient_are_those_of_trl_on_the_same_text(beta):
+    trl = pytest.importorskip("trl")
+    model, teacher, data = student(), student(seed=1), batches(1)
+    first, seen = copy.deepcopy(model), Spy(Event.BATCH_START, lambda state: state.batch)
+    algorithm = Distillation(teacher, JensenShannonDivergence(beta=beta), 1.0, 0.0)
+    trainer = run(model, data, OnPolicy(1.0, NEW), algorithm, callbacks=seen)
+    (batch,) = seen.seen
+    logits, targets = (
+        m.model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+        for m in (first, teacher)
+    )
+    loss = trl.GKDTrainer.generalized_jsd_loss(
+        logits, targets.detach(), labels=batch["labels"][:, 1:], beta=beta
+    )
+    assert logged(trainer, "loss/train/kd") == [pytest.approx(float(loss), rel=1e-6)]
+    gradients = torch.autograd.grad(loss, list(first.parameters()))
+    for own, before, gradient in zip(
+        model.parameters(), first.parameters(), gradients, strict=True
+    ):
+        torch.testing.assert_close((before - own) / LR, gradient, rtol=1e-5, atol=1e-8)
+
+
 @pytest.mark.parametrize("size", [1, 3])
 def test_temperature_nucleus_seed_and_microbatches(size):
     model, teacher, data = student(), student(seed=1), batches(2)
