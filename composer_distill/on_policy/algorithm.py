@@ -178,7 +178,7 @@ class OnPolicy(Algorithm):
         return time.perf_counter() - start, texts, prompts.n_cut
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain types and tensors: what was written ahead, for a resumed run."""
+        """Return what was written ahead, for a resumed run."""
         return {**super().state_dict(), "store": self._store.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:

@@ -1,7 +1,8 @@
 """Texts that were written ahead of the batches that train on them."""
 
-from typing import Any
+import io
 
+import torch
 from composer.utils import dist
 
 from composer_distill.on_policy.writing import Text
@@ -33,12 +34,15 @@ class Store:
         self._texts = [texts[1:] for texts in self._texts]
         return text
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs: plain types and tensors."""
-        return {"written_at": self.written_at, "texts": self._texts}
+    def state_dict(self) -> bytes:
+        """Return what a resumed run needs, in bytes, which any kind of checkpoint keeps."""
+        buffer = io.BytesIO()
+        torch.save({"written_at": self.written_at, "texts": self._texts}, buffer)
+        return buffer.getvalue()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with what a checkpoint kept; of another number of ranks nothing fits."""
-        texts = state["texts"]
+    def load_state_dict(self, state: bytes) -> None:
+        """Go on with what a checkpoint kept; to another number of ranks it does not fit."""
+        saved = torch.load(io.BytesIO(state), weights_only=True, map_location="cpu")
+        texts = saved["texts"]
         fits = len(texts) == dist.get_world_size()
-        self.written_at, self._texts = int(state["written_at"]), texts if fits else [[]]
+        self.written_at, self._texts = int(saved["written_at"]), texts if fits else [[]]

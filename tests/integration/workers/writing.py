@@ -21,8 +21,8 @@ from composer_distill.on_policy.drawing import stream_seed
 from composer_distill.on_policy.generation import Sampling, continuations
 from composer_distill.on_policy.text import left_padded, lengths
 
-LR, NEW, SIZE, BATCHES = 0.3, 6, 4, 5
-UNLIKE = 3  # a seed by which one rank has written its first batch before the other
+LR, NEW, SIZE, BATCHES = 0.3, 6, 4, 4
+SEED = 3  # a seed by which one rank has written its first batch before the other
 
 
 def whole_batches():
@@ -45,7 +45,7 @@ def distil():
     return Distillation(teacher, JensenShannonDivergence(beta=0.5), 1.0, 0.0)
 
 
-def run(model, fraction=1.0, kept=1, seed=0, **options):
+def run(model, fraction=1.0, kept=1, **options):
     """Train; return the Trainer, and the texts that this rank trained on."""
     seen = Spy(
         Event.BATCH_START,
@@ -53,7 +53,7 @@ def run(model, fraction=1.0, kept=1, seed=0, **options):
     )
     trainer = trainer_for(
         model,
-        [OnPolicy(fraction, NEW, seed=seed, buffer_batches=kept), distil()],
+        [OnPolicy(fraction, NEW, seed=SEED, buffer_batches=kept), distil()],
         train_dataloader=share(),
         lr=LR,
         callbacks=seen,
@@ -70,12 +70,12 @@ def replicated(folder):
 
 
 def mixed(folder):
-    trainer, texts = run(student(), fraction=0.5, device_train_microbatch_size=1)
+    trainer, texts = run(student(), fraction=0.5)
     return {**found(trainer), "texts": texts}
 
 
 def resumed(folder):
-    options = {"kept": 4, "save_folder": str(folder / "resumed"), "save_interval": "1ba"}
+    options = {"kept": 3, "save_folder": str(folder / "resumed"), "save_interval": "1ba"}
     straight, texts = run(
         student(attn_pdrop=0.2), save_filename="ba{batch}.pt", save_latest_filename=None, **options
     )
@@ -89,10 +89,33 @@ def resumed(folder):
 
 
 def sharded(folder):
-    config = {"fsdp": FSDP2Config()}
-    trainer, texts = run(student(), seed=UNLIKE, parallelism_config=config)
+    trainer, texts = run(student(), parallelism_config={"fsdp": FSDP2Config()}, max_duration="2ba")
     cut = any(hasattr(p, "to_local") for p in trainer.state.model.parameters())
     return {"texts": texts, "cut": cut, "weights": local_weights(trainer)}
+
+
+def resumed_sharded(folder):
+    """FSDP2, and again from a checkpoint of which each rank wrote its part."""
+
+    def go(**options):
+        config = FSDP2Config(state_dict_type="sharded")
+        options = {"parallelism_config": {"fsdp": config}, "kept": 3, **options}
+        return run(student(), **options)
+
+    saved = folder / "resumed_sharded"
+    straight, texts = go(
+        save_folder=str(saved),
+        save_interval="2ba",
+        save_filename="ba{batch}",
+        save_latest_filename=None,
+    )
+    (path,) = (*saved.glob("ba2"), *saved.glob("*-ba2"))
+    again, later = go(load_path=str(path))
+    return {
+        "straight": local_weights(straight),
+        "resumed": local_weights(again),
+        "texts": (texts, later),
+    }
 
 
 def sharded_by_the_first_fsdp(folder):
@@ -108,14 +131,21 @@ def sharded_by_the_first_fsdp(folder):
     model.model = FSDP(model.model, device_id=torch.device("cpu"), use_orig_params=True)
     ids, mask = left_padded([torch.tensor(prompt) for prompt in prompts], PAD)
     sampling = Sampling(
-        NEW, ends=(EOS,), pad=PAD, seed=stream_seed(UNLIKE, 0, rank), synchronised=True
+        NEW, ends=(EOS,), pad=PAD, seed=stream_seed(SEED, 0, rank), synchronised=True
     )
     made = continuations(State(), model, ids, mask, sampling)
     counted, _ = lengths(made, (EOS,))
     return {"texts": [[row[:n].tolist() for row, n in zip(made, counted, strict=True)]]}
 
 
-SCENARIOS = [replicated, mixed, resumed, sharded, sharded_by_the_first_fsdp]
+SCENARIOS = [
+    replicated,
+    mixed,
+    resumed,
+    sharded,
+    resumed_sharded,
+    sharded_by_the_first_fsdp,
+]
 
 
 def main(folder):
@@ -123,6 +153,8 @@ def main(folder):
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
+    # torch's own, when it writes a sharded checkpoint
+    warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
     for scenario in SCENARIOS:
         try:
             result = scenario(folder)
