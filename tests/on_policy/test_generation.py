@@ -1,6 +1,7 @@
 """What a student writes is what a loop samples, and it leaves no trace."""
 
 import random
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from composer.core import Precision
 from composer.devices import DeviceCPU
 from on_policy.by_hand import EOS, PAD, batches, prompts_by_hand, student, write_by_hand
 
+from composer_distill.on_policy import generation
 from composer_distill.on_policy.generation import Sampling, continuations
 from composer_distill.on_policy.text import left_padded, lengths
 
@@ -110,3 +112,46 @@ def test_a_failing_generate_fn_is_named():
     with pytest.raises(KeyError) as caught:
         continuations(State(), student(), ids, ids, Sampling(6), broken)
     assert "generate_fn" in "".join(caught.value.__notes__)
+
+
+def test_a_student_writes_in_the_trainers_precision(monkeypatch):
+    asked, entered = [], []
+
+    @contextmanager
+    def context(*arguments):
+        asked.append(arguments)
+        entered.append(True)
+        yield
+        entered.pop()
+
+    def told(model, prompts, attention_mask, sampling):
+        seen.append((bool(entered), torch.is_grad_enabled(), model.training))
+        return prompts
+
+    seen = []
+    monkeypatch.setattr(generation, "get_precision_context", context)
+    ids = torch.ones(4, 3, dtype=torch.long)
+    continuations(State(), student().train(), ids, ids, Sampling(6), told)
+    assert asked == [(Precision.FP32, None)]
+    assert seen == [(True, False, False)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_a_student_writes_from_a_stream_of_its_own():
+    from composer.devices import DeviceGPU
+
+    class OnGPU:
+        device, precision, precision_config = DeviceGPU(), Precision.AMP_BF16, None
+
+    model = student().float().cuda()
+    ids, mask = left_padded([torch.tensor([3, 4]), torch.tensor([5])], PAD)
+    before, host = torch.cuda.get_rng_state(), torch.get_rng_state()
+    first, again, other = (
+        continuations(OnGPU(), model, ids, mask, Sampling(8, seed=seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), host)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert first.device.type == "cpu"
