@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from composer_distill.config import distillation_from_config
     from composer_distill.distillation import Distillation
     from composer_distill.losses import KLDivergence
     from composer_distill.on_policy import OnPolicy
@@ -36,6 +37,7 @@ __all__ = [
     "attended_positions",
     "cache_teacher",
     "copy_matching",
+    "distillation_from_config",
     "layer_importance",
     "loss_positions",
     "reorder_labels",
@@ -58,6 +60,7 @@ _HOMES = {
     "attended_positions": "terms.positions",
     "cache_teacher": "teachers",
     "copy_matching": "students",
+    "distillation_from_config": "config",
     "layer_importance": "students",
     "loss_positions": "terms.positions",
     "reorder_labels": "terms.label_maps",

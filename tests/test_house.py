@@ -11,6 +11,7 @@ FLOORS = (
     ("__main__",),
     ("cli",),
     ("demo",),
+    ("config",),
     ("distillation", "on_policy"),
     ("training",),
     ("terms",),

@@ -71,6 +71,7 @@ cache_teacher(teacher, data, folder, *, top_k=None, samples=None, temperature=1.
     dtype=None, vocab_size=None, precision='fp32', device=None, views=None, shard_bytes=33554432,
     progress_bar=False)
 copy_matching(student, teacher)
+distillation_from_config(config, *, path='algorithms.distillation')
 layer_importance(model, batches, *, stack=None)
 loss_positions(batch, outputs=None, *, shift=True)
 reorder_labels(teacher_config, student_config, *, dim=-1)
