@@ -108,6 +108,7 @@ FUNCTIONS = {  # which no plain value can say
     "student_output_fn",
     "projector_optimizer",
     "model",
+    "route",
 }
 
 
