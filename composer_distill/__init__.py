@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from composer_distill.on_policy import OnPolicy
     from composer_distill.students import copy_matching, layer_importance, student_from_teacher
     from composer_distill.teachers import (
+        AdapterFreeTeacher,
         CachedTeacher,
         EMATeacher,
         Snapshot,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from composer_distill.terms.positions import all_positions, attended_positions, loss_positions
 
 __all__ = [
+    "AdapterFreeTeacher",
     "CachedTeacher",
     "Distillation",
     "EMATeacher",
@@ -48,6 +50,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AdapterFreeTeacher": "teachers",
     "CachedTeacher": "teachers",
     "Distillation": "distillation",
     "EMATeacher": "teachers",

@@ -45,6 +45,7 @@ def test_import_is_silent():
 # Every public name and how it is called. A change here is a change for users: tell the changelog.
 SURFACE = {
     "composer_distill": """
+AdapterFreeTeacher(*, start_dur=0.0, end_dur=1.0, name='student without adapters', weight=1.0)
 CachedTeacher(folder, teacher=None, *, name=None, weight=1.0, unfinished=False, tail='bucket')
 Distillation(teachers, kd_loss_fn, kd_loss_weight=0.9, org_loss_weight=0.1, start_dur=0.0,
     end_dur=1.0, n_teachers_to_sample=None, *, route_by=None, feature_terms=(),
@@ -160,6 +161,7 @@ total_variation(student, teacher, mask=None, *, temperature=1.0, dim=-1, reducti
 variational_information(student, teacher, mask=None, *, variance, dim=1)
 """,
     "composer_distill.teachers": """
+AdapterFreeTeacher(*, start_dur=0.0, end_dur=1.0, name='student without adapters', weight=1.0)
 CachedTeacher(folder, teacher=None, *, name=None, weight=1.0, unfinished=False, tail='bucket')
 EMATeacher(*, decay=0.999, update_every='1ba', warmup=0, start_dur=0.0, end_dur=1.0,
     name='EMA of the student', weight=1.0)

@@ -142,7 +142,7 @@ class MovingAverage(LiveTeacher):
                 f"{self.label}: the student is cut over the ranks by FSDP already, and can't be "
                 "copied. Train without FSDP, on several processes too."
             )
-        self.teacher.model = copy.deepcopy(_bare(state.model))
+        self.teacher.model = copy.deepcopy(bare(state.model))
         super().prepare(state, sharding)
 
     def follow(self, state: State) -> None:
@@ -187,7 +187,7 @@ class MovingAverage(LiveTeacher):
             own[name].copy_(weight)
 
 
-def _bare(model: Any) -> Any:
+def bare(model: Any) -> Any:
     """Return a model without the wrappers that Composer puts around it."""
     if isinstance(model, DistributedDataParallel):
         model = model.module
@@ -196,7 +196,7 @@ def _bare(model: Any) -> Any:
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return a model's parameters and buffers by name."""
-    model = _bare(model)
+    model = bare(model)
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 

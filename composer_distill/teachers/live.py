@@ -79,7 +79,7 @@ class LiveTeacher:
             state: The Trainer's state.
         """
         kept = microbatch.head_mask if self.teacher.answers_as_the_student else None
-        return self._forward(microbatch, state, only_at(self.teacher.model, kept))
+        return self.ask(microbatch, state, only_at(self.teacher.model, kept))
 
     def head(self, microbatch: Microbatch, state: State) -> tuple[Head, Tensor]:
         """Return the model's hidden states and output embedding, and its logits at one position.
@@ -93,7 +93,7 @@ class LiveTeacher:
         """
         if self._recorder is None:
             self._recorder = HeadRecorder(self.teacher.model, self.label, skip=True)
-        logits = self._forward(microbatch, state, self._recorder)
+        logits = self.ask(microbatch, state, self._recorder)
         return self._recorder.take(logits), logits
 
     def run(self, microbatch: Microbatch, state: State, *, whole: bool) -> None:
@@ -106,16 +106,23 @@ class LiveTeacher:
         """
         around = nullcontext() if whole else without_logits(self.teacher.model)
         nothing = torch.empty(0)
-        self._forward(microbatch, state, around, lambda output: nothing)
+        self.ask(microbatch, state, around, lambda output: nothing)
 
-    def _forward(
+    def ask(
         self,
         microbatch: Microbatch,
         state: State,
         around: AbstractContextManager[Any],
         extract: Extract | None = None,
     ) -> Tensor:
-        """Return the model's raw logits, its forward run inside of ``around``."""
+        """Return the model's raw logits, without a graph and without a trace.
+
+        Args:
+            microbatch: What the student saw and answered; it is left unchanged.
+            state: The Trainer's state.
+            around: What its forward runs inside of.
+            extract: Takes the logits out of its output; None for the usual way.
+        """
         # fp8 off, as in Composer's own evaluation: it needs sizes divisible by 16
         precision = get_precision_context(
             state.precision, state.precision_config, fp8_autocast_enabled=False

@@ -1,5 +1,7 @@
-"""Whether a model is in train mode, seen at a tenth of what it takes to change that."""
+"""Train and eval mode: seen, and left for a moment."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -14,3 +16,31 @@ def any_trains(model: nn.Module) -> bool:
         if module is not None and module._modules:
             found += module._modules.values()
     return False
+
+
+@contextmanager
+def eval_mode_within(model: nn.Module) -> Iterator[None]:
+    """Have each module in eval mode inside a ``with`` block, and in its own mode again behind it.
+
+    ``eval()`` and ``train()`` are not called: a model may do more in them, and they know one mode
+    for all modules.
+
+    Args:
+        model: A model that is used elsewhere.
+
+    Example:
+        >>> model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2).eval())
+        >>> with eval_mode_within(model):
+        ...     model[0].training
+        False
+        >>> [module.training for module in model]
+        [True, False]
+    """
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True

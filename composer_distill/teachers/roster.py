@@ -9,6 +9,7 @@ import torch
 from composer.utils import dist
 from torch import nn
 
+from composer_distill.teachers.adapters import AdapterFree, AdapterFreeTeacher
 from composer_distill.teachers.cached import CachedAnswers, CachedTeacher
 from composer_distill.teachers.ema import EMATeacher, MovingAverage
 from composer_distill.teachers.live import LiveTeacher
@@ -70,6 +71,8 @@ def at_work(teachers: Sequence[AnyTeacher]) -> tuple[Source, ...]:
 def _at_work(teacher: AnyTeacher, label: str) -> Source:
     if isinstance(teacher, CachedTeacher):
         return CachedAnswers(teacher, label)
+    if isinstance(teacher, AdapterFreeTeacher):
+        return AdapterFree(teacher, label)
     if isinstance(teacher, EMATeacher):
         return MovingAverage(teacher, label)
     return LiveTeacher(teacher, label)

@@ -25,6 +25,7 @@ from integration.harness import (
     trainer_for,
     weights,
 )
+from integration.workers.adapters import adapter_free
 from integration.workers.caching import cached_answers
 from integration.workers.common import Crash, distil, found, share
 from integration.workers.evaluating import padded_evaluations
@@ -255,6 +256,7 @@ SCENARIOS = [
     no_task_loss,
     moving_average,
     routed_teachers,
+    adapter_free,
     drawn_teachers,
     streams_after_a_noisy_teacher,
     teacher_untouched,
