@@ -26,11 +26,6 @@ interpreted = pytest.mark.skipif(
 compiled = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="an interpreted kernel cannot be compiled"
 )
-# NumPy, which the interpreter computes with, tells of infinities and NaN, and of its own age
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),
-    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
-]
 KERNELS = {
     "KLDivergence",
     "ReverseKLDivergence",
