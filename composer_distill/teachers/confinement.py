@@ -13,6 +13,8 @@ from typing import Any
 
 from composer_distill.weights.wording import plain
 
+# The largest real ones name 21,841 classes twice
+MAX_ENTRIES = 200_000
 _ONE_AT_A_TIME = threading.RLock()
 _REMEDY = "build the model yourself and pass Teacher(model, checkpoint=...)"
 # How timm is told to look for a model elsewhere
@@ -167,10 +169,18 @@ def _same(place: Any, where: str | None) -> bool:
 
 
 def entries(settings: Any) -> Iterator[tuple[str, str, Any]]:
-    """Every entry of nested data, with its path and its own key."""
+    """Every entry of nested data, with its path and its own key.
+
+    Raises:
+        ValueError: If there are more than any model's.
+    """
     left: list[tuple[str, str, Any]] = [("", "", settings)]
+    room = MAX_ENTRIES
     while left:
         path, key, value = left.pop()
+        room -= len(value) if isinstance(value, Mapping | list | tuple) else 0
+        if room < 0:
+            raise ValueError(f"it has more than {MAX_ENTRIES:,} settings, as no model has")
         if isinstance(value, Mapping):
             start = f"{path}." if path else ""
             left += [(f"{start}{plain(name, 60)}", str(name), item) for name, item in value.items()]

@@ -1,7 +1,6 @@
 """Hugging Face models, built and filled from a folder, a name, or a Composer checkpoint."""
 
 import importlib
-import json
 import logging
 from collections.abc import Mapping
 from functools import reduce
@@ -17,6 +16,7 @@ from composer_distill.teachers.tokenizers import folder_tokenizer, stored_tokeni
 from composer_distill.weights.checkpoint import open_source
 from composer_distill.weights.contents import Contents
 from composer_distill.weights.errors import named_errors
+from composer_distill.weights.json_files import read_json
 from composer_distill.weights.memory import copy_out
 from composer_distill.weights.wording import plain
 
@@ -139,7 +139,7 @@ def _transformers() -> Any:
 def _settings(where: str) -> Any:
     """What a folder's configuration says, before anything is made of it."""
     file = Path(where) / "config.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return read_json(file) if file.is_file() else None
 
 
 def _read_config(transformers: Any, where: str) -> "PretrainedConfig":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from composer_distill.teachers.confinement import confined, entries
+from composer_distill.weights.json_files import read_json
 from composer_distill.weights.wording import plain
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def _check_files(folder: Path) -> None:
     settings = folder / "tokenizer_config.json"
     if not settings.is_file():
         return
-    for path, _, value in entries(json.loads(settings.read_text("utf-8"))):
+    for path, _, value in entries(read_json(settings)):
         if type(value) is not str or len(value) > _LONGEST_PATH or "\0" in value:
             continue
         if Path(value).is_file() and folder.resolve() not in Path(value).resolve().parents:

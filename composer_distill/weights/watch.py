@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,4 +55,8 @@ _REMEDY = "load it again when whoever writes it has finished"
 
 def _pairs(before: Seen) -> list[tuple[Path, os.stat_result, os.stat_result]]:
     """Each file then and now; one that was removed is still open, and whole."""
-    return [(file, then, file.stat()) for file, then in before.items() if file.exists()]
+    pairs = []
+    for file, then in before.items():
+        with suppress(FileNotFoundError):
+            pairs.append((file, then, os.stat(file)))
+    return pairs

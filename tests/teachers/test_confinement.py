@@ -94,6 +94,14 @@ def test_what_asks_for_code_is_named_at_any_depth(settings, key):
         check_settings(settings)
 
 
+def test_settings_without_end_are_refused():
+    """Each would be copied again and again."""
+    check_settings({"id2label": {str(n): "a" for n in range(21_841)}})
+    for many in ([[]] * 200_001, {str(n): n for n in range(200_001)}, [[0] * 150_000] * 2):
+        with pytest.raises(ValueError, match="more than 200,000 settings, as no model has"):
+            check_settings({"a": many})
+
+
 def test_what_real_configurations_say_is_let_through(zoo):
     check_settings(zoo.bert().config.to_dict())
     check_settings(

@@ -132,6 +132,16 @@ def test_from_pretrained_names_the_teacher_and_the_folder(zoo, tmp_path, name, m
         Teacher.from_pretrained(tmp_path, name=name)
 
 
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 100_000, b"", b"NaN NaN"])
+def test_a_configuration_that_is_no_json_is_named(zoo, tmp_path, content):
+    zoo.bert().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=rf"^the expert: {tmp_path}: its config.json is no JSON .*; copy or down"
+    ):
+        Teacher.from_pretrained(tmp_path, name="the expert")
+
+
 def test_a_module_that_fails_to_load_itself(tmp_path):
     class Broken(nn.Linear):
         def _load_from_state_dict(self, *args):

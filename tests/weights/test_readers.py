@@ -89,6 +89,7 @@ MET = {
     "read_into": "state_dict",
     "read_if_whole": "state_dict",
     "read_bytes": "state_dict",
+    "read_json": "Hugging Face model",
     "read_legacy": "state_dict, old format",
     "read_metadata": "sharded",
     "unpacked": "gzip",

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-MAX_DEPTH = 100
+MAX_DEPTH = 100  # the deepest real one, a tokenizer within a run, has 11
+_EMPTY = 56  # bytes of a container without its contents
+_LEAVES = frozenset((str, bytes, bytearray, int, float, bool, type(None)))
 
 
 class Broken(ValueError):
@@ -16,7 +18,7 @@ def _accept(state: Any) -> None:
     """Any state will do where nothing reads it."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Record:
     """Stands in for an object of a class that is not made.
 
@@ -39,8 +41,13 @@ class _Frame:
 
     held: Any
     rest: Iterator[Any]
-    size: int = 56
+    size: int = _EMPTY
     height: int = 1
+
+    def add(self, size: int, height: int) -> None:
+        """Count a container within this one."""
+        self.size += size
+        self.height = max(self.height, height + 1)
 
 
 def check_reach(value: Any, limit: int) -> None:
@@ -66,7 +73,7 @@ def check_reach(value: Any, limit: int) -> None:
         ...
         composer_distill.weights.pickled.reach.Broken: its values come to far more than its size...
     """
-    done: dict[int, _Frame] = {}
+    done: dict[int, tuple[int, int]] = {}
     path = [_Frame(None, iter((value,)))]
     within: set[int] = set()
     while path:
@@ -84,31 +91,45 @@ def check_reach(value: Any, limit: int) -> None:
         if inner is None:
             path.pop()
             within.discard(id(frame.held))
-            done[id(frame.held)] = frame
+            done[id(frame.held)] = frame.size, frame.height
             if path:
-                _add(path[-1], frame)
+                path[-1].add(frame.size, frame.height)
 
 
-def _advance(frame: _Frame, done: dict[int, _Frame]) -> _Frame | None:
-    """Count what a container holds, up to the next container that was not counted yet."""
+def _advance(frame: _Frame, done: dict[int, tuple[int, int]]) -> _Frame | None:
+    """Count what a container holds, up to the next one that holds others and is not counted yet."""
     for item in frame.rest:
         inside = _inside(item)
         if inside is None:
-            frame.size += 8 + (len(item) if type(item) in (str, bytes, bytearray) else 0)
+            frame.size += _size(item)
         elif id(item) in done:
-            _add(frame, done[id(item)])
+            frame.add(*done[id(item)])
+        elif (size := _flat(inside)) is not None:
+            done[id(item)] = size, 1
+            frame.add(size, 1)
         else:
-            return _Frame(item, iter(inside))
+            return _Frame(item, iter(_inside(item) or ()))
     return None
 
 
-def _add(frame: _Frame, inner: _Frame) -> None:
-    frame.size += inner.size
-    frame.height = max(frame.height, inner.height + 1)
+def _flat(inside: Iterable[Any]) -> int | None:
+    """The size of a container that holds no other, as most do; None where it holds one."""
+    size = _EMPTY
+    for item in inside:
+        if _inside(item) is not None:
+            return None
+        size += _size(item)
+    return size
+
+
+def _size(item: Any) -> int:
+    return 8 + (len(item) if type(item) in (str, bytes, bytearray) else 0)
 
 
 def _inside(item: Any) -> Iterable[Any] | None:
     """What a container holds; None for anything else."""
+    if type(item) in _LEAVES:
+        return None
     if isinstance(item, list | tuple | set | frozenset):
         return item
     if isinstance(item, dict):
