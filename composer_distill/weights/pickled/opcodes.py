@@ -1,16 +1,15 @@
 """What each opcode of a pickle does to the machine that it works on."""
 
-import gc
 import io
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import IO, Any
 
 from torch import Tensor
 
 from composer_distill.weights.pickled.machine import REMEDY, Machine, Named, Refused
 from composer_distill.weights.pickled.reach import MAX_DEPTH, Broken, Record, check_reach
+from composer_distill.weights.pickled.uncollected import uncollected
 from composer_distill.weights.wording import plain
 
 # Real ones: 5.4 million in a run with a tokenizer of 256,000 words and 580,000 merges; 9.5 million
@@ -56,22 +55,10 @@ def read(
         {'weight': [1, 2.5, 'x']}
     """
     machine = Machine(stream, size, find, persistent)
-    with _uncollected():
+    with uncollected():
         value = _run(machine)
         check_reach(value, machine.allowance())
     return value
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Let Python look for no garbage: it walks through all that was made, again and again."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
 
 
 def _run(machine: Machine) -> Any:
