@@ -76,7 +76,8 @@ distillation_from_config(config, *, path='algorithms.distillation')
 layer_importance(model, batches, *, stack=None)
 loss_positions(batch, outputs=None, *, shift=True)
 reorder_labels(teacher_config, student_config, *, dim=-1)
-student_from_teacher(model, layers, *, n_layers=None, batches=None, stacks=None)
+student_from_teacher(model, layers=None, *, n_layers=None, hidden=None, intermediate=None,
+    heads=None, batches=None, stacks=None)
 teacher_confident(probability)
 teacher_correct(target, labels=None, axis=-1)
 """,

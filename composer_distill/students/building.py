@@ -64,7 +64,7 @@ def build_like(teacher: Any, config: Any, kept: Mapping[str, Sequence[int]]) -> 
     Raises:
         ValueError: If a layer or anything beside the lists is not of the teacher's shape or kind.
     """
-    student = _empty(teacher, config)
+    student = empty(teacher, config)
     _check_lists(student, teacher, kept)
     for path, indices in kept.items():
         _check_layers(student, teacher, path, indices)
@@ -75,7 +75,7 @@ def build_like(teacher: Any, config: Any, kept: Mapping[str, Sequence[int]]) -> 
     return student.eval()
 
 
-def _empty(teacher: Any, config: Any) -> Any:
+def empty(teacher: Any, config: Any) -> Any:
     """Return a model whose weights are yet to come, from what would be saved of a configuration."""
     from transformers.modeling_utils import no_init_weights
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from composer_distill.students.building import bare, build_like
 from composer_distill.students.importance import layer_importance
 from composer_distill.students.layers import FIRST, INDICES, PER_LAYER, Stack, stacks_of
+from composer_distill.students.width import Widths, narrowed
 
 if TYPE_CHECKING:
     from transformers.modeling_utils import PreTrainedModel
@@ -17,13 +18,16 @@ Layers = int | Sequence[int] | Literal["importance"]
 
 def student_from_teacher(
     model: Any,
-    layers: Layers | Mapping[str, Layers],
+    layers: Layers | Mapping[str, Layers] | None = None,
     *,
     n_layers: int | None = None,
+    hidden: int | None = None,
+    intermediate: int | None = None,
+    heads: int | None = None,
     batches: Iterable[Mapping[str, Any]] | None = None,
     stacks: Mapping[str, str] | None = None,
 ) -> "PreTrainedModel":
-    """Make a student of some of a Hugging Face teacher's layers, and of all of it beside them.
+    """Make a student of some of a Hugging Face teacher's layers, channels, neurons and heads.
 
     Embeddings, norms and head are copied with the layers that stay, in the teacher's types and on
     its devices; nothing is shared, and the teacher stays as it is. Configuration and numbers of
@@ -37,9 +41,14 @@ def student_from_teacher(
             first and the last among them (DistilBERT's choice); their indices; or
             ``'importance'``, for the ``n_layers`` whose absence raises the loss the most. Or a
             mapping of lists to one of these, such as ``{'decoder': 2}`` for an encoder-decoder
-            that keeps its whole encoder; a list is named by its path or by a part of it.
+            that keeps its whole encoder; a list is named by its path or by a part of it. None: all.
         n_layers: How many ``'importance'`` keeps.
-        batches: What it measures the loss on; see :func:`layer_importance`.
+        hidden: How many channels between the layers stay, those of the largest activations; for
+            models that are like Llama or BERT alone. A norm over fewer channels is another norm, so
+            that such a student has to be trained before it is of use.
+        intermediate: How many neurons of each feed-forward network stay, likewise.
+        heads: How many attention heads of each layer stay, likewise.
+        batches: What the loss or the activations are measured on; see :func:`layer_importance`.
         stacks: Where an architecture that is not known keeps its layers: paths of lists, and what
             the configuration calls their lengths.
 
@@ -49,7 +58,8 @@ def student_from_teacher(
 
     Raises:
         TypeError: If ``model`` is no Hugging Face model, or an argument is of the wrong kind.
-        ValueError: If there are no such layers, or the architecture can't lose these.
+        ValueError: If there are no such layers, or the architecture can't lose these, or its width
+            can't be cut.
 
     Reference:
         Sanh et al. 2019, arXiv 1910.01108 (even distances); Muralidharan et al. 2024,
@@ -62,7 +72,18 @@ def student_from_teacher(
         >>> student.config.n_layer, len(student.transformer.h)
         (2, 2)
     """
-    teacher = bare(model)
+    teacher, widths = bare(model), Widths(hidden, intermediate, heads)
+    if layers is None and not widths:
+        raise ValueError("layers, hidden, intermediate or heads must say what stays, got None.")
+    batches = None if batches is None else list(batches)
+    student = teacher if layers is None else _shorter(teacher, layers, n_layers, batches, stacks)
+    return narrowed(student, widths, batches) if widths else student
+
+
+def _shorter(
+    teacher: Any, layers: Any, n_layers: int | None, batches: Any, stacks: Mapping[str, str] | None
+) -> Any:
+    """Return a student with some of the layers."""
     kept = {
         stack: _chosen(teacher, stack, choice, n_layers, batches)
         for stack, choice in _choices(stacks_of(teacher, stacks), layers).items()
