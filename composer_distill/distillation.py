@@ -72,7 +72,7 @@ class Distillation(Algorithm):
         kd_loss_fn: Any callable ``(student, teacher) -> tensor`` of logits, such as
             :class:`.KLDivergence` or ``torch.nn.MSELoss()``. More than one value is averaged.
             Or :class:`.FusedLinearKL` for language models: it reads hidden states instead, so that
-            no teacher's logits exist, and of what is logged the losses and weights alone are left.
+            no teacher's logits exist.
             None to train on ``feature_terms`` alone.
         kd_loss_weight: Weight of the distillation term: a number, or a schedule, which is any
             callable of the Trainer's ``State``; Composer's schedulers are such.
@@ -189,12 +189,11 @@ class Distillation(Algorithm):
         check_judged(judge, loss)
         check_all_answer(self, panel.routing, is_sparse(self.teachers))
         fused = loss if isinstance(loss, FusedLinearKL) else None
-        reads_logits = loss is not None and fused is None
-        observer = Observer(panel.labels) if self.telemetry and reads_logits else None
+        observer = Observer(panel.labels) if self.telemetry and loss is not None else None
         logits = LogitsTerm(panel, reader, loss, weight, observer, on_nonfinite, judge)
         terms: list[Term] = []
         if fused is not None:
-            terms.append(FusedTerm(panel, reader, fused, weight, on_nonfinite))
+            terms.append(FusedTerm(panel, reader, fused, weight, observer, on_nonfinite))
         elif loss is not None and is_sparse(self.teachers):
             check_not_evaluated(self.eval_teachers)
             terms.append(SparseTerm(logits, loss, weight))

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from composer_distill.losses.base import Schedule
-from composer_distill.losses.checks import (
-    check_mask,
-    check_reduction,
-    check_temperature,
+from composer_distill.losses.checks import check_mask, check_temperature
+from composer_distill.losses.fused_checks import (
+    check_cap,
+    check_fused_reduction,
+    check_head,
+    check_pair,
 )
 from composer_distill.losses.kernel import measured, refuse_second_derivative, scale_gradient
 from composer_distill.losses.kl_divergence import FORWARD_KL, KLDivergence, kl_divergence
 from composer_distill.losses.precision import compute_dtype
 from composer_distill.losses.rows import as_rows
 from composer_distill.losses.softened import Divergence
+
+Watch = Callable[[Tensor, Tensor], None]
+"""Sees the student's and the teacher's logits of each chunk, ``(rows, V)``; may not keep them."""
 
 # Logits of one chunk: enough rows for a matrix product to be efficient, few enough to be small.
 _ENTRIES = 2**23
@@ -32,31 +38,37 @@ def fused_linear_kl(
     *,
     student_bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
+    student_cap: float | None = None,
+    teacher_cap: float | None = None,
     temperature: float = 1.0,
     reduction: str = "mean",
+    watch: Watch | None = None,
 ) -> Tensor:
     """Return the divergence of ``hidden @ weight.T`` of both; see :class:`FusedLinearKL`."""
     temperature = check_temperature(temperature)
-    _check_reduction(reduction)
-    _check_head("student", student_hidden, student_weight, student_bias)
-    _check_head("teacher", teacher_hidden, teacher_weight, teacher_bias)
-    _check_pair(student_hidden, student_weight, teacher_hidden, teacher_weight)
+    check_fused_reduction(reduction)
+    check_head("student", student_hidden, student_weight, student_bias)
+    check_head("teacher", teacher_hidden, teacher_weight, teacher_bias)
+    check_pair(student_hidden, student_weight, teacher_hidden, teacher_weight)
     check_mask(mask, student_hidden, -1)
-    t_hidden, t_weight = teacher_hidden.detach(), teacher_weight.detach()
+    check_cap("student", student_cap)
+    check_cap("teacher", teacher_cap)
     t_bias = None if teacher_bias is None else teacher_bias.detach()
+    teacher = _Head(teacher_hidden.detach(), teacher_weight.detach(), t_bias, teacher_cap)
     if torch.compiler.is_compiling():
-        student = nn.functional.linear(student_hidden, student_weight, student_bias)
-        teacher = nn.functional.linear(t_hidden, t_weight, t_bias)
-        return kl_divergence(student, teacher, mask, temperature=temperature, reduction=reduction)
+        student = _Head(student_hidden, student_weight, student_bias, student_cap)
+        pair = student.logits(), teacher.logits()
+        return kl_divergence(*pair, mask, temperature=temperature, reduction=reduction)
     index = None if mask is None else mask.reshape(-1).nonzero().squeeze(1)
     rows = student_hidden.shape[:-1].numel() if index is None else index.shape[0]
     first = student_hidden.shape[0]
     divisor = {"mean": max(rows, 1), "batchmean": max(first, 1), "sum": 1}[reduction]
     of_student = (as_rows(student_hidden, -1), student_weight, student_bias)
-    inputs = (*of_student, as_rows(t_hidden, -1), t_weight, t_bias, index, temperature)
+    teacher = teacher._replace(hidden=as_rows(teacher.hidden, -1))
+    how = _How(teacher, student_cap, index, temperature, divisor, watch)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in of_student):
-        return cast(Tensor, _Fused.apply(divisor, *inputs))
-    return _fused(divisor, (False, False, False), *inputs)[0]
+        return cast(Tensor, _Fused.apply(how, *of_student))
+    return _fused(how, (False, False, False), *of_student)[0]
 
 
 class FusedLinearKL(nn.Module):
@@ -84,6 +96,10 @@ class FusedLinearKL(nn.Module):
         - mask: ``(...)``, boolean; positions that are false do not count and cost nothing.
         - output: a scalar.
 
+    Called with ``student_cap`` or ``teacher_cap``, logits are ``cap * tanh(product / cap)``. A
+    ``watch`` is called with the logits of each chunk, ``(rows, V)`` of student and teacher, at no
+    gradient; it must not keep them.
+
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If shapes do not fit, or the reduction is ``'none'``.
@@ -100,7 +116,7 @@ class FusedLinearKL(nn.Module):
 
     def __init__(self, temperature: float | Schedule = 1.0, reduction: str = "mean") -> None:
         super().__init__()
-        _check_reduction(reduction)
+        check_fused_reduction(reduction)
         self._divergence = KLDivergence(temperature, reduction=reduction)
 
     @property
@@ -127,6 +143,9 @@ class FusedLinearKL(nn.Module):
         *,
         student_bias: Tensor | None = None,
         teacher_bias: Tensor | None = None,
+        student_cap: float | None = None,
+        teacher_cap: float | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
         """Return the divergence."""
         return fused_linear_kl(
@@ -137,6 +156,9 @@ class FusedLinearKL(nn.Module):
             mask,
             student_bias=student_bias,
             teacher_bias=teacher_bias,
+            student_cap=student_cap,
+            teacher_cap=teacher_cap,
+            watch=watch,
             temperature=check_temperature(self.temperature),
             reduction=self.reduction,
         )
@@ -147,12 +169,36 @@ class FusedLinearKL(nn.Module):
         )
 
 
+class _Head(NamedTuple):
+    """What gives logits; see :class:`FusedLinearKL`."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    cap: float | None
+
+    def logits(self, at: Any = ...) -> Tensor:
+        product = nn.functional.linear(self.hidden[at], self.weight, self.bias)
+        return product if self.cap is None else self.cap * torch.tanh(product / self.cap)
+
+
+class _How(NamedTuple):
+    """What a student's head is measured against, and how; no part of it gets a gradient."""
+
+    teacher: _Head
+    student_cap: float | None
+    rows: Tensor | None  # those that count
+    temperature: float
+    divisor: int
+    watch: Watch | None
+
+
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, divisor: int, *inputs: Any) -> Tensor:
-        value, *gradients = _fused(divisor, ctx.needs_input_grad[1:4], *inputs)
+    def forward(ctx: Any, how: _How, *of_student: Any) -> Tensor:
+        value, *gradients = _fused(how, ctx.needs_input_grad[1:4], *of_student)
         ctx.save_for_backward(*gradients)
-        ctx.dtypes = [None if x is None else x.dtype for x in inputs[:3]]
+        ctx.dtypes = [None if x is None else x.dtype for x in of_student]
         return value
 
     @staticmethod
@@ -162,40 +208,42 @@ class _Fused(torch.autograd.Function):
             None if gradient is None else scale_gradient(gradient, grad_outputs[0]).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return None, *scaled, None, None, None, None, None
+        return None, *scaled
 
 
 def _fused(
-    divisor: int,
+    how: _How,
     wanted: tuple[bool, bool, bool],
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    teacher_hidden: Tensor,
-    teacher_weight: Tensor,
-    teacher_bias: Tensor | None,
-    index: Tensor | None,
-    temperature: float,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Return the divergence and the gradients of hidden states, weight and bias that are wanted."""
-    dtype = compute_dtype(hidden, teacher_hidden)
+    index, cap = how.rows, how.student_cap
+    dtype = compute_dtype(hidden, how.teacher.hidden)
     n = hidden.shape[0] if index is None else index.shape[0]
     total = torch.zeros((), dtype=dtype, device=hidden.device)
     d_hidden = torch.zeros_like(hidden, dtype=dtype) if wanted[0] else None
     d_weight = torch.zeros_like(weight, dtype=dtype) if wanted[1] else None
     d_bias = torch.zeros_like(weight[:, 0], dtype=dtype) if wanted[2] else None
     size = max(1, _ENTRIES // weight.shape[0])
-    divergence = Divergence(FORWARD_KL, temperature, temperature**2 / divisor)
+    divergence = Divergence(FORWARD_KL, how.temperature, how.temperature**2 / how.divisor)
     for start in range(0, n, size):
         at = slice(start, start + size) if index is None else index[start : start + size]
         rows = hidden[at]
-        student = nn.functional.linear(rows, weight, bias).to(dtype)
-        teacher = nn.functional.linear(teacher_hidden[at], teacher_weight, teacher_bias).to(dtype)
+        student = _Head(rows, weight, bias, cap).logits().to(dtype)
+        teacher = how.teacher.logits(at).to(dtype)
+        if how.watch is not None:
+            how.watch(student, teacher)
+        # d tanh(x) = 1 - tanh(x)^2, before the logits' memory becomes the gradient's
+        slope = None if cap is None or not any(wanted) else 1.0 - (student / cap).square_()
         part = measured(student, teacher, None, divergence, any(wanted), overwrite=True)
         total += part.total
         gradient = part.gradient
         if gradient is None:
             continue
+        if slope is not None:
+            gradient.mul_(slope)
         if d_hidden is not None:
             d_hidden[at] = (gradient.to(weight.dtype) @ weight).to(dtype)
         if d_weight is not None:
@@ -203,50 +251,3 @@ def _fused(
         if d_bias is not None:
             d_bias += gradient.sum(0)
     return total, d_hidden, d_weight, d_bias
-
-
-def _check_reduction(reduction: str) -> None:
-    if check_reduction(reduction) == "none":
-        raise ValueError(
-            "reduction must be 'mean', 'batchmean' or 'sum' for the fused loss, got 'none': "
-            "its terms never exist at one time. Use KLDivergence on the logits."
-        )
-
-
-def _check_head(name: str, hidden: Any, weight: Any, bias: Any) -> None:
-    for part, value in (("hidden", hidden), ("weight", weight)):
-        if not (isinstance(value, Tensor) and value.is_floating_point()):
-            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(
-                f"{name}_{part} must be a floating-point tensor, got {kind}. "
-                "Pass the last hidden states and the head's weight."
-            )
-    if weight.ndim != 2 or hidden.ndim < 1 or hidden.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"{name}_hidden (..., H) and {name}_weight (V, H) must share H, got "
-            f"{tuple(hidden.shape)} and {tuple(weight.shape)}. Pass the weight as torch.nn.Linear "
-            "has it."
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"{name}_bias must have the shape {tuple(weight.shape[:1])}, got "
-            f"{tuple(bias.shape)}. Pass the head's own bias, or None."
-        )
-
-
-def _check_pair(s_hidden: Tensor, s_weight: Tensor, t_hidden: Tensor, t_weight: Tensor) -> None:
-    if s_hidden.shape[:-1] != t_hidden.shape[:-1]:
-        raise ValueError(
-            f"student and teacher hidden states must have the same positions, got "
-            f"{tuple(s_hidden.shape)} and {tuple(t_hidden.shape)}. Align the tokens first."
-        )
-    if s_weight.shape[0] != t_weight.shape[0]:
-        raise ValueError(
-            f"student and teacher weights must have the same classes, got {s_weight.shape[0]} and "
-            f"{t_weight.shape[0]}. Cut both to their common vocabulary."
-        )
-    if s_weight.shape[0] < 2:
-        raise ValueError(
-            f"student and teacher weights must have 2 classes or more, got {s_weight.shape[0]}, "
-            "over which a softmax is always 1. Use BernoulliKL on the logits."
-        )

@@ -9,7 +9,8 @@ from composer.core import State, get_precision_context
 from torch import Tensor
 
 from composer_distill.notes import add_note
-from composer_distill.teachers.heads import Head, HeadRecorder, only_at, without_logits
+from composer_distill.teachers.head_recorder import Head, HeadRecorder
+from composer_distill.teachers.heads import only_at, without_logits
 from composer_distill.teachers.lending import Lending
 from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.teachers.outputs import call_model, extract_logits
@@ -92,7 +93,8 @@ class LiveTeacher:
             ValueError: If the model's logits are not the product of the two.
         """
         if self._recorder is None:
-            self._recorder = HeadRecorder(self.teacher.model, self.label, skip=True)
+            model, cut = self.teacher.model, self.sharded
+            self._recorder = HeadRecorder(model, self.label, skip=True, copies=cut)
         logits = self.ask(microbatch, state, self._recorder)
         return self._recorder.take(logits), logits
 

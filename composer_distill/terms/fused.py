@@ -9,9 +9,11 @@ from torch import Tensor
 
 from composer_distill.losses import FusedLinearKL
 from composer_distill.notes import noted
-from composer_distill.teachers.heads import Head, HeadRecorder
+from composer_distill.teachers.head_recorder import Head, HeadRecorder
 from composer_distill.teachers.live import LiveTeacher
 from composer_distill.teachers.microbatch import Microbatch
+from composer_distill.telemetry.chunks import ChunkedTelemetry
+from composer_distill.telemetry.observer import Observer
 from composer_distill.terms.comparison import check_shapes
 from composer_distill.terms.guard import FiniteGuard
 from composer_distill.terms.panel import TeacherPanel
@@ -32,6 +34,7 @@ class FusedTerm:
         reader: Reads the student.
         loss: The fused loss.
         weight: The term's weight, from the Trainer's state.
+        observer: Notes losses by teacher; None for no telemetry but the agreement.
         on_nonfinite: As in ``Distillation``.
 
     Raises:
@@ -47,12 +50,14 @@ class FusedTerm:
         reader: StudentReader,
         loss: FusedLinearKL,
         weight: Callable[[State], float],
+        observer: Observer | None,
         on_nonfinite: str,
     ) -> None:
         _check_options(panel, on_nonfinite)
         self.panel = panel
         self.reader = reader
         self.weight = weight
+        self.observer = observer
         self.guard = FiniteGuard("or use KLDivergence, which takes on_nonfinite='skip'.")
         self._loss = loss
         self._student: HeadRecorder | None = None
@@ -61,15 +66,9 @@ class FusedTerm:
         """Find the student's output embedding, and do what any term does at INIT.
 
         Raises:
-            ValueError: If it has none, or its weights are cut over the ranks, or a teacher's
-                tokenizer is another one.
+            ValueError: If it has none, or a teacher's tokenizer is another one.
         """
         self.reader.prepare(state, self.panel.teachers, self.panel.labels)
-        if state.fsdp_config is not None:
-            raise ValueError(
-                "FusedLinearKL reads the weight of the student's output embedding, which FSDP cuts "
-                "over the ranks. Use KLDivergence under FSDP."
-            )
         self._student = HeadRecorder(state.model, "the student", skip=False)
 
     def start_forward(self, state: State) -> None:
@@ -111,36 +110,56 @@ class FusedTerm:
         microbatch = self.reader.read(view, state.outputs, logits)
         if self._student is None:
             raise RuntimeError("FusedTerm.prepare was not called. Add the algorithm to a Trainer.")
-        whole = self._student.take(logits)
-        ours = self._cut(whole, "the student")
         drawn = self.panel.draw(int(state.timestamp.batch))
-        heads = [
-            (share, self._answer(index, microbatch, state, ours, len(whole.weight)))
-            for index, share in drawn
-        ]
+        answers = [(share, index, self._ask(index, microbatch, state)) for index, share in drawn]
+        try:
+            whole = self._student.take(logits)
+            ours = self._cut(whole, "the student")
+            heads = [
+                (share, self._fit(index, answer, ours, len(whole.weight)))
+                for share, index, answer in answers
+            ]
+            return self._compare(ours, heads, microbatch.mask, drawn[0][0])
+        finally:
+            self._student.forget()
+
+    def _compare(
+        self, ours: Head, heads: Sequence[tuple[float, Head]], mask: Tensor | None, first: int
+    ) -> Measured:
+        """Return the loss of two heads, and what their logits tell chunk by chunk."""
         theirs = mean_head(heads, ours.hidden.dtype)
+        told = ChunkedTelemetry(tells=self.observer is not None, device=ours.hidden.device)
         distance = self._loss(
             ours.hidden,
             ours.weight,
             theirs.hidden,
             theirs.weight,
-            microbatch.mask,
+            mask,
             student_bias=ours.bias,
             teacher_bias=theirs.bias,
+            student_cap=ours.cap,
+            teacher_cap=theirs.cap,
+            watch=told,
         )
-        positions = None if microbatch.mask is None else int(microbatch.mask.sum())
-        return Measured(distance, {"loss/train/kd": distance.detach()}, positions)
+        values = {f"distillation/{name}": value for name, value in told.values().items()}
+        values["loss/train/kd"] = distance.detach()
+        if self.observer is not None and len(heads) == 1:
+            self.observer.note_loss(values, first, distance.detach())
+        return Measured(distance, values, None if mask is None else int(mask.sum()))
 
-    def _answer(
-        self, index: int, microbatch: Microbatch, state: State, ours: Head, classes: int
-    ) -> Head:
-        """Return a teacher's head of the real vocabulary, checked against the student's."""
+    def _ask(self, index: int, microbatch: Microbatch, state: State) -> Head:
+        """Return a teacher's head."""
         source, label = self.panel.sources[index], self.panel.labels[index]
         if not isinstance(source, LiveTeacher):
             raise TypeError(f"{label}: it has no hidden states. Use KLDivergence.")
         found, logits = self.panel.timed(source.head, microbatch, state)
         # One position's logits have met each row of the embedding
         self.guard.note(label, found.hidden, logits)
+        return found
+
+    def _fit(self, index: int, found: Head, ours: Head, classes: int) -> Head:
+        """Return a teacher's head of the real vocabulary, checked against the student's."""
+        label = self.panel.labels[index]
         remedy = self.reader.explain_sizes(classes, len(found.weight))
         answer = self._cut(found, label)
         if answer.hidden.shape[:-1] != ours.hidden.shape[:-1]:
@@ -156,7 +175,8 @@ class FusedTerm:
         """Return the head of the real vocabulary."""
         size = self.reader.vocab_size
         weight = cut_vocabulary(head.weight, size, owner, axis=0)
-        return Head(head.hidden, weight, None if head.bias is None else head.bias[:size])
+        bias = None if head.bias is None else head.bias[:size]
+        return head._replace(weight=weight, bias=bias)
 
 
 def _check_options(panel: TeacherPanel, on_nonfinite: str) -> None:
@@ -191,6 +211,9 @@ def mean_head(heads: Sequence[tuple[float, Head]], dtype: torch.dtype) -> Head:
         heads: ``(share, head)`` of each teacher; shares sum to 1.
         dtype: The type of the result.
 
+    Raises:
+        ValueError: If there are several and one caps its logits: a mean of caps is no product.
+
     Shape:
         - heads: hidden ``(B, T, H_i)``, weight ``(V, H_i)``.
         - result: hidden ``(B, T, H)``, weight ``(V, H)``, with H the sum of the ``H_i``.
@@ -203,8 +226,15 @@ def mean_head(heads: Sequence[tuple[float, Head]], dtype: torch.dtype) -> Head:
         tensor([[[5., 0.]]])
     """
     if len(heads) == 1 and heads[0][0] == 1.0:
-        hidden, weight, bias = heads[0][1]
-        return Head(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+        hidden, weight, bias, cap = heads[0][1]
+        bias = None if bias is None else bias.to(dtype)
+        return Head(hidden.to(dtype), weight.to(dtype), bias, cap)
+    if any(head.cap is not None for _, head in heads):
+        raise ValueError(
+            f"FusedLinearKL averages {len(heads)} teachers by the product of hidden states and "
+            "weights side by side, which a cap on one's logits does not allow. Use "
+            "n_teachers_to_sample=1 or KLDivergence."
+        )
     hidden = torch.cat([share * head.hidden.to(dtype) for share, head in heads], dim=-1)
     weight = torch.cat([head.weight.to(dtype) for _, head in heads], dim=1)
     biases = [share * head.bias.to(dtype) for share, head in heads if head.bias is not None]

@@ -1,18 +1,20 @@
 """The fused loss in real Trainers: the weights of the unfused one, without a teacher's logits."""
 
 import copy
+import sys
 
 import pytest
 import torch
 from composer import Trainer
 from composer.core import Callback, Event
+from composer.models import HuggingFaceModel
 from torch import nn
 
 from composer_distill import Distillation, KLDivergence, Teacher, loss_positions
-from composer_distill.losses import FusedLinearKL
-from tests.integration.harness import Log, assert_close, assert_same, logged
+from composer_distill.losses import FusedLinearKL, fused_linear_kl
+from tests.integration.harness import Log, assert_close, assert_same, entries_of, logged
 
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 language = pytest.importorskip("tests.integration.language")
 
 
@@ -58,6 +60,70 @@ def test_it_trains_the_weights_of_the_unfused_loss(kind, temperature):
     for name in ("loss/train/kd", "loss/train/org", "distillation/kd_loss_weight"):
         assert logged(first, name) == pytest.approx(logged(second, name), rel=1e-9)
     assert logged(second, "loss/train/kd")[0] > 0.1
+
+
+TINY = {
+    "vocab_size": language.VOCAB, "hidden_size": language.WIDTH, "intermediate_size": 32,
+    "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+    "max_position_embeddings": language.LENGTH, "pad_token_id": language.PAD,
+}  # fmt: skip
+MAPS = {
+    "gemma2": {"final_logit_softcapping": 2.0, "attn_implementation": "eager"},
+    "cohere": {"logit_scale": 0.25},
+    "granite": {"logits_scaling": 3.0},
+}
+
+
+def tiny(kind, seed):
+    """A model of transformers that caps or scales its logits."""
+    config = transformers.AutoConfig.for_model(kind, **TINY, **MAPS[kind])
+    torch.manual_seed(seed)
+    made = transformers.AutoModelForCausalLM.from_config(config).double()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(30.0)
+    return HuggingFaceModel(made)
+
+
+@pytest.mark.parametrize("kind", MAPS)
+def test_logits_that_are_capped_or_scaled_train_the_weights_of_the_unfused_loss(kind):
+    data, runs = language.batches("causal"), []
+    for loss in (KLDivergence(1.0), FusedLinearKL()):
+        student, teacher = tiny(kind, 1), tiny(kind, 2)
+        loader = language.counted(data, tokens)
+        runs.append((student, fit(student, teacher, loader, loss, microbatch=3)))
+    (plain, first), (fused, second) = runs
+    assert_close(plain, fused)
+    assert logged(first, "loss/train/kd") == pytest.approx(logged(second, "loss/train/kd"))
+
+
+@pytest.mark.parametrize("telemetry", [True, False])
+@pytest.mark.parametrize("microbatch", [8, 3])
+def test_telemetry_is_that_of_the_unfused_loss(microbatch, telemetry, monkeypatch):
+    # Two rows of logits a chunk, so that a batch has many
+    monkeypatch.setattr(sys.modules[fused_linear_kl.__module__], "_ENTRIES", 2 * language.VOCAB)
+    (_, first), (_, second) = both(
+        "causal", language.model("causal", 2), temperature=2.0, microbatch=microbatch,
+        telemetry=telemetry,
+    )  # fmt: skip
+    names = {n for n in entries_of(first) if n.startswith("distillation/")}
+    names -= {n for n in names if n.endswith("teacher_time")}
+    told = {"distillation/kl", "distillation/student_entropy", "distillation/teacher_entropy"}
+    assert names >= {"distillation/agreement"}
+    assert (names >= told) == telemetry
+    for name in names:
+        assert logged(first, name) == pytest.approx(logged(second, name), rel=1e-6), name
+    assert names <= set(entries_of(second))
+
+
+def test_the_loss_of_each_sampled_teacher_is_told():
+    teachers = [language.model("causal", seed) for seed in (2, 3)]
+    (_, first), (_, second) = both("causal", teachers, n_teachers_to_sample=1, seed=1)
+    names = [name for name in entries_of(first) if "kd_loss/teacher" in name]
+    assert names
+    for name in names:
+        assert logged(first, name) == pytest.approx(logged(second, name), rel=1e-9)
 
 
 @pytest.mark.parametrize("microbatch", [1, 3])
@@ -235,16 +301,32 @@ class TestRefusals:
         with pytest.raises(ValueError, match="teacher 0 .*: its logits are not the product"):
             fit(language.model("causal", 1), Scaled(2), self.data(), FusedLinearKL())
 
-    def test_capped_logits(self):
+    @pytest.mark.parametrize(
+        ("option", "value", "told"),
+        [
+            ("final_logit_softcapping", 30.0, "capped at 30"),
+            ("logits_soft_cap", 30.0, "capped at 30"),
+            ("logits_scaling", 8.0, "scaled by 0.125"),
+            ("logit_scale", 0.5, "scaled by 0.5"),
+        ],
+    )
+    def test_a_cap_or_scale_that_the_configuration_names_and_the_model_has_not(
+        self, option, value, told
+    ):
         teacher = language.model("causal", 2)
-        teacher.model.config.final_logit_softcapping = 30.0
-        with pytest.raises(ValueError, match="it caps or scales .*softcapping=30.0"):
+        setattr(teacher.model.config, option, value)
+        with pytest.raises(ValueError, match=f"{told} as its configuration says; it scales"):
             fit(language.model("causal", 1), teacher, self.data(), FusedLinearKL())
 
-    def test_a_scale_that_the_configuration_names(self):
+    def test_teachers_that_are_averaged_where_one_caps(self):
+        teachers = [language.model("causal", 2), tiny("gemma2", 3)]
+        with pytest.raises(ValueError, match="averages 2 teachers .*n_teachers_to_sample=1"):
+            fit(language.model("causal", 1), teachers, self.data(), FusedLinearKL())
+
+    def test_an_output_embedding_that_is_neither_linear_nor_an_embedding(self):
         student = language.model("causal", 1)
-        student.model.config.logits_scaling = 8.0
-        with pytest.raises(ValueError, match=r"the student: it caps or scales .*logits_scaling=8"):
+        student.model.lm_head = nn.Sequential(student.model.lm_head)
+        with pytest.raises(ValueError, match="torch.nn.Embedding, .*got Sequential"):
             fit(student, language.model("causal", 2), self.data(), FusedLinearKL())
 
     def test_a_scale_that_shows_only_when_the_head_has_grown(self):

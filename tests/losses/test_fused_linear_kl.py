@@ -63,6 +63,39 @@ def test_gradcheck():
     )
 
 
+@pytest.mark.usefixtures("entries")
+@pytest.mark.parametrize("caps", [(1.5, None), (None, 2.5), (1.5, 2.5)])
+def test_capped_logits_by_the_formula(caps):
+    s, v, b, t, w, c = tensors()
+    mask = torch.tensor([1, 0, 1, 1, 1, 0, 1, 1, 1]).bool()
+
+    def logits(product, cap):
+        return product if cap is None else cap * torch.tanh(product / cap)
+
+    student, teacher = logits(s @ v.T + b, caps[0])[mask], logits(t @ w.T + c, caps[1])[mask]
+    p, log_q = (teacher / 2.0).softmax(-1), (student / 2.0).log_softmax(-1)
+    expected = 4.0 * (p * (p.log() - log_q)).sum(-1).mean()
+    names = {"student_cap": caps[0], "teacher_cap": caps[1], "temperature": 2.0}
+    found = fused_linear_kl(s, v, t, w, mask, student_bias=b, teacher_bias=c, **names)
+    torch.testing.assert_close(found, expected)
+    ours, theirs = (torch.autograd.grad(value, (s, v, b)) for value in (found, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.usefixtures("entries")
+def test_a_watch_sees_the_logits_of_each_kept_position_once():
+    s, v, b, t, w, _ = tensors()
+    mask = torch.tensor([1, 0, 1, 1, 1, 0, 1, 1, 1]).bool()
+    seen = []
+    fused_linear_kl(
+        s, v, t, w, mask, student_bias=b, student_cap=2.0,
+        watch=lambda *both: seen.append([one.clone() for one in both]),
+    )  # fmt: skip
+    student, teacher = (torch.cat(each) for each in zip(*seen, strict=True))
+    torch.testing.assert_close(student, 2.0 * torch.tanh((s @ v.T + b)[mask] / 2.0).detach())
+    torch.testing.assert_close(teacher, (t @ w.T)[mask])
+
+
 def test_zero_at_identity_and_direction():
     s, v, _, t, w, _ = (x.detach() for x in tensors())
     assert fused_linear_kl(s, v, s, v).item() == 0.0
@@ -122,6 +155,9 @@ def test_wrong_arguments():
         fused_linear_kl(s, v, t, w[:10])
     with pytest.raises(ValueError, match="student_bias must have the shape"):
         fused_linear_kl(s, v, t, w, student_bias=b[:3])
+    for cap in (0.0, -1.0, True, "30", float("inf")):
+        with pytest.raises(ValueError, match="teacher_cap must be a positive number or None"):
+            fused_linear_kl(s, v, t, w, teacher_cap=cap)
     with pytest.raises(TypeError, match="mask must be boolean"):
         fused_linear_kl(s, v, t, w, torch.ones(9))
 

@@ -1,6 +1,6 @@
 import torch
 
-from composer_distill.teachers.heads import Head
+from composer_distill.teachers.head_recorder import Head
 from composer_distill.terms.combining import mean_logits
 from composer_distill.terms.fused import mean_head
 
