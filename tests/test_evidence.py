@@ -106,6 +106,12 @@ def rows(experiment, seed):
         ("dark_knowledge", "distilled at T=4, no 3", "absent", "29.9 % at T=4"),
         ("dark_knowledge", "distilled at T=20, no 3", "absent_matched", "without labels, 90.6 %"),
         ("few_labels", "no labels: distilled on 1000 unlabelled images", "accuracy", "97.6 %"),
+        ("other_teachers", "EMA of itself", "nll", "0.075 nats against"),
+        ("other_teachers", "alone", "nll", "against 0.082 alone"),
+        ("other_teachers", "a teacher for each half: routed", "accuracy", "96.5 % routed"),
+        ("other_teachers", "a teacher for each half: averaged", "accuracy", "87.9 % averaged"),
+        ("other_teachers", "poor teacher: where above 0.5", "nll", "alone 0.096"),
+        ("other_teachers", "poor teacher: all answers", "nll", "all of them 1.407"),
         ("few_labels", "50 labels: alone", "accuracy", "82.6 %"),
         ("few_labels", "100 labels: alone", "accuracy", "88.0 %"),
         (

@@ -12,6 +12,7 @@ from tests.benchmarks.evidence import (
     dark_knowledge,
     efficiency,
     few_labels,
+    other_teachers,
     poor_teacher,
     sampling,
     scheduling,
@@ -31,6 +32,7 @@ EXPERIMENTS = [
         dark_knowledge,
         few_labels,
         temperature,
+        other_teachers,
         tuning,
     )
 ]
