@@ -101,8 +101,11 @@ class Answers:
         places = self._cache.find(read.keys)
         missing = int((places == MISSING).sum())
         rows = [] if missing else self._cache.rows(places.tolist())
-        dtype = getattr(torch, manifest.dtype) if rows else torch.float32
-        answers = [decode(row, manifest.recipe, dtype, manifest.classes) for row in rows]
+        answers: list[Answer] = []
+        for place, row in zip(places.tolist(), rows, strict=True):
+            with self._cache.told(place):
+                dtype = getattr(torch, manifest.dtype)
+                answers.append(decode(row, manifest.recipe, dtype, manifest.classes))
         return Found(answers, read.mask, len(places), missing)
 
     def of(

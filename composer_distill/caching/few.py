@@ -12,6 +12,7 @@ from composer_distill.caching.packing import Columns, pack, unpack
 from composer_distill.losses.sparse import SparseTarget
 
 _ENTRIES = 1 << 22  # that are looked at at once
+_WIDE, _SPREAD = 1 << 26, 100  # how many entries a sample may have, and for each class in it
 
 
 def keep_few(logits: Tensor, recipe: Recipe, key: np.ndarray) -> SparseTarget:
@@ -135,6 +136,7 @@ def unpack_few(
     entropy = unpack(columns["entropy"], torch.float32, (positions,))
     if recipe.kind == "top_k":
         indices = unpack(columns["indices"], ids, (positions, count)).to(torch.int64)
+        _check_classes(indices, classes)
         log_probs = unpack(columns["log_probs"], dtype, (positions, count)).float()
         tail = unpack(columns["tail"], dtype, (positions,)).float()
         # What was rounded sums to 1 again
@@ -146,7 +148,12 @@ def unpack_few(
     all_of_them = int(distinct.sum())
     flat = unpack(columns["indices"], ids, (all_of_them,)).to(torch.int64)
     times = unpack(columns["times"], number, (all_of_them,)).float()
+    _check_classes(flat, classes)
     width = int(distinct.max()) if positions else count
+    if all_of_them and (int(distinct.min()) < 1 or width > count):
+        raise ValueError(f"a position has {width} classes of {count} draws")
+    if positions * width > max(_WIDE, _SPREAD * all_of_them):
+        raise ValueError(f"{positions} positions of {width} classes are {all_of_them} classes")
     there = torch.arange(width) < distinct.unsqueeze(1)
     indices = torch.zeros(positions, width, dtype=torch.long)
     indices[there] = flat
@@ -154,6 +161,12 @@ def unpack_few(
     log_probs[there] = (times / count).log()
     tail = torch.full((positions,), -math.inf)
     return SparseTarget(indices, log_probs, tail, entropy, classes, temperature, True)
+
+
+def _check_classes(indices: Tensor, classes: int) -> None:
+    """Refuse classes that are none, which would be read beyond the student's."""
+    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < classes:
+        raise ValueError(f"class {int(indices.max())} is kept of {classes} classes")
 
 
 def _number_type(count: int) -> torch.dtype:

@@ -36,7 +36,7 @@ def find(index: np.ndarray, keys: np.ndarray) -> np.ndarray:
     for row, at in enumerate(np.searchsorted(first, keys[:, 0]).tolist()):
         while at < len(first) and first[at] == keys[row, 0]:
             if second[at] == keys[row, 1]:
-                found[row] = int(places[at])
+                found[row] = places[at].astype(np.int64)
                 break
             at += 1
     return found
@@ -45,6 +45,11 @@ def find(index: np.ndarray, keys: np.ndarray) -> np.ndarray:
 def place(shard: int, rows: int) -> np.ndarray:
     """Return the places of a shard's samples."""
     return (shard << _ROWS) + np.arange(rows)
+
+
+def first_place(shard: int) -> int:
+    """Return the place of a shard's first sample."""
+    return shard << _ROWS
 
 
 def shard_and_row(place: int) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from composer_distill.caching.manifest import MANIFEST, Manifest, from_json, summed
+from composer_distill.caching.manifest import MANIFEST, Manifest, read_manifest, summed
 from composer_distill.caching.shards import read_facts
 from composer_distill.weights.uris import Remote, parse_remote
 from composer_distill.weights.wording import plain
@@ -26,11 +26,11 @@ def manifest_of(source: str | Path) -> Manifest | None:
             path = fetch(Remote(remote.scheme, remote.bucket, name))
         except FileNotFoundError:
             return None
-        return from_json(path.read_text("utf-8"), str(source))
+        return read_manifest(path, str(source))
     path = Path(source).expanduser() / MANIFEST
     if not path.is_file():
         return None
-    manifest = from_json(path.read_text("utf-8"), str(source))
+    manifest = read_manifest(path, str(source))
     if manifest.finished:
         return manifest
     return summed(manifest.recipe, read_facts(path.parent), str(source))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from composer_distill.caching.extra import need
+from composer_distill.weights.wording import plain
 
 NO_LABEL = -100
 _MASKS = ("attention_mask", "decoder_attention_mask")
@@ -101,8 +102,9 @@ def _entries(batch: Any, fields: Sequence[str] | None, labels: frozenset[str]) -
             yield name, batch[name]
         elif fields is not None and name not in _MASKS:
             raise ValueError(
-                f"the batch lacks {name!r}, which the teacher read when its answers were kept; it "
-                f"has {list(batch)}. Use the data and the collator that the cache was written with."
+                f"the batch lacks {plain(name)!r}, which the teacher read when its answers were "
+                f"kept; it has {list(batch)}. Use the data and the collator that the cache was "
+                "written with."
             )
 
 

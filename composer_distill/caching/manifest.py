@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from composer_distill.caching.forms import check_forms
 from composer_distill.weights.wording import plain
 
 MANIFEST = "manifest.json"
 FORMAT = "composer-distill cache"
 VERSION = 1
-KINDS = ("logits", "top_k", "samples")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,22 @@ def to_json(manifest: Manifest) -> str:
     return json.dumps({"format": FORMAT, "version": VERSION, **asdict(manifest)}, indent=1)
 
 
+def read_manifest(path: Path, where: str) -> Manifest:
+    """Read a manifest; see ``from_json``.
+
+    Args:
+        path: The file.
+        where: Which cache it is, for errors.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is none, or of a newer version.
+    """
+    if not path.is_file():  # nor is a named pipe waited for
+        raise FileNotFoundError(f"{where} has no {MANIFEST}; give the folder of a cache")
+    return from_json(path.read_text("utf-8", "replace"), where)
+
+
 def from_json(text: str, where: str) -> Manifest:
     """Return the manifest that a text holds.
 
@@ -108,15 +124,18 @@ def from_json(text: str, where: str) -> Manifest:
             f"{VERSION}. Update composer-distill, or write the cache anew."
         )
     try:
-        recipe = Recipe(**entries.pop("recipe"))
+        recipe = entries.pop("recipe")
+        check_forms(recipe)
         names = {entry.name for entry in fields(Manifest)}
         found = {name: value for name, value in entries.items() if name in names}
+        check_forms(found)
         if found.get("fields") is not None:
             found["fields"] = tuple(found["fields"])
         _check_shards(found.get("shards", {}))
-        return Manifest(recipe, **found)
+        return Manifest(Recipe(**recipe), **found)
     except (AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{where}: its {MANIFEST} is damaged ({error}). Write it anew.") from error
+        what = plain(str(error))
+        raise ValueError(f"{where}: its {MANIFEST} is damaged ({what}). Write it anew.") from error
 
 
 def _check_shards(shards: Mapping[str, Mapping[str, Any]]) -> None:
@@ -127,7 +146,7 @@ def _check_shards(shards: Mapping[str, Mapping[str, Any]]) -> None:
     """
     for name, shard in shards.items():
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name:
+        if path.is_absolute() or ".." in path.parts or {"\\", "\0"} & set(name):
             raise TypeError(f"the shard {plain(name, 100)} lies outside of it")
         if type(shard["bytes"]) is not int or type(shard["checksum"]) is not str:
             raise TypeError(f"nothing is told of the shard {plain(name, 100)}")

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from composer_distill.caching.extra import need
+from composer_distill.caching.frames import decompress
 
 _SMALL = 512  # bytes, below which compression gains nothing
 _LEVEL = 3
+_LARGEST = 1 << 62
 
 Columns = Mapping[str, bytes]
 """What is kept of one sample, by the names of MDS columns."""
@@ -31,10 +33,12 @@ def unpack(data: bytes, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
     """Return the tensor whose values these are.
 
     Raises:
-        ValueError: If they are not as many as its shape says.
+        ValueError: If they are not as many as its shape says, or it is none.
     """
     size = math.prod(shape) * dtype.itemsize
-    raw = data if size < _SMALL else need("zstd").decompress(data)
+    if any(length < 0 for length in shape) or size >= _LARGEST:
+        raise ValueError(f"{list(shape)[:8]} is no shape of an answer")
+    raw = data if size < _SMALL else decompress(data, size)
     if len(raw) != size:
         raise ValueError(f"{len(raw)} bytes are there where {size} are needed")
     if not size:

@@ -1,15 +1,17 @@
 """Reading a cache: from a folder, or from an object store a shard at a time."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from composer_distill.caching import index
-from composer_distill.caching.manifest import MANIFEST, Manifest, from_json, summed
+from composer_distill.caching.manifest import MANIFEST, Manifest, read_manifest, summed
 from composer_distill.caching.shards import Shard, checksum, read_facts
 from composer_distill.caching.writer import INDEX, build_index
+from composer_distill.weights.pickles import reason
 from composer_distill.weights.remote import fetch
 from composer_distill.weights.uris import Remote, parse_remote
 
@@ -62,7 +64,9 @@ class Cache:
         found = []
         for place in places:
             number, row = index.shard_and_row(place)
-            found.append(self._shard(number).row(row))
+            shard = self._shard(number)
+            with self.told(place):
+                found.append(shard.row(row))
             self._read += sum(map(len, found[-1].values()))
         if self._read > _READ_AT_MOST:
             self._read = 0
@@ -70,15 +74,32 @@ class Cache:
                 shard.forget()
         return found
 
+    @contextmanager
+    def told(self, place: int) -> Iterator[None]:
+        """Say in an error in which shard a sample's answer is that cannot be read.
+
+        Raises:
+            ValueError: If anything is raised meanwhile.
+        """
+        number, row = index.shard_and_row(place)
+        try:
+            yield
+        except ImportError:
+            raise
+        except Exception as error:  # what somebody made up can lead anywhere
+            raise ValueError(
+                f"{self.folder}: {self._paths[number]} is damaged: sample {row} of it cannot be "
+                f"read ({reason(error)}). {_MEND}"
+            ) from error
+
     def _open(self, unfinished: bool) -> tuple[Manifest, np.ndarray]:
         try:
-            text = self._local(MANIFEST).read_text("utf-8")
+            manifest = read_manifest(self._local(MANIFEST), str(self.folder))
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"there is no cache of teachers' answers at {self.folder}: it has no {MANIFEST}. "
                 "Write one with cache_teacher."
             ) from error
-        manifest = from_json(text, str(self.folder))
         if manifest.finished:
             return manifest, self._load_index(manifest)
         if not unfinished or self._remote:
@@ -96,10 +117,10 @@ class Cache:
     def _load_index(self, manifest: Manifest) -> np.ndarray:
         for name, shard in {} if self._remote else manifest.shards.items():
             path = self._root / name
-            if not path.exists() or path.stat().st_size != shard["bytes"]:
+            if not path.is_file() or path.stat().st_size != shard["bytes"]:
                 raise self._lost(name)
         path = self._local(INDEX)
-        if not path.exists() or checksum(path) != manifest.index:
+        if not path.is_file() or checksum(path) != manifest.index:
             raise ValueError(f"{self.folder}: its {INDEX} is damaged. {_MEND}")
         try:
             found = np.load(path, mmap_mode="r")
@@ -111,6 +132,11 @@ class Cache:
 
     def _shard(self, number: int) -> Shard:
         if number not in self._shards:
+            if not 0 <= number < len(self._paths):
+                raise ValueError(
+                    f"{self.folder}: its {INDEX} names shard {number}, and it has "
+                    f"{len(self._paths)}. {_MEND}"
+                )
             name = self._paths[number]
             try:
                 path = self._local(name)
@@ -122,7 +148,8 @@ class Cache:
                     f"{self.folder}: {name} was changed since it was written: its checksum is "
                     f"another. {_MEND}"
                 )
-            self._shards[number] = Shard(path)
+            with self.told(index.first_place(number)):
+                self._shards[number] = Shard(path)
         return self._shards[number]
 
     def _lost(self, name: str) -> FileNotFoundError:

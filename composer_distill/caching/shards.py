@@ -11,10 +11,18 @@ from typing import Any
 import numpy as np
 
 from composer_distill.caching.extra import need
+from composer_distill.caching.forms import check_forms
 from composer_distill.caching.packing import Columns
+from composer_distill.weights.json_files import read_json
+from composer_distill.weights.pickles import reason
 
 DATA, KEYS, FACTS = "shard.00000.mds", "keys.npy", "facts.json"
+_TOLD = (
+    "classes", "dtype", "by_position", "fields", "samples", "positions", "mass", "bytes",
+    "checksum",
+)  # fmt: skip
 _PIECE = 1 << 20
+_REMEDY = "Delete the folder of that shard, and run the same cache_teacher again."
 
 
 def write_shard(
@@ -64,10 +72,39 @@ def checksum(path: Path) -> str:
 
 def read_facts(folder: Path) -> dict[str, dict[str, Any]]:
     """Return what is noted beside each shard of a cache, by the path of its data in the folder."""
+    paths = sorted(folder.glob(f"part-*/shard-*/{FACTS}"))
     return {
-        (path.parent / DATA).relative_to(folder).as_posix(): json.loads(path.read_text("utf-8"))
-        for path in sorted(folder.glob(f"part-*/shard-*/{FACTS}"))
+        (path.parent / DATA).relative_to(folder).as_posix(): _facts(folder, path) for path in paths
     }
+
+
+def _facts(folder: Path, path: Path) -> dict[str, Any]:
+    try:
+        facts = read_json(path) if path.is_file() else {}
+        check_forms(facts)
+        return {name: facts[name] for name in _TOLD}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder}: {path.relative_to(folder)} tells nothing of its shard ({reason(error)}). "
+            f"{_REMEDY}"
+        ) from error
+
+
+def read_keys(path: Path) -> np.ndarray:
+    """Return the keys of a shard, ``(N, 2)``, mapped.
+
+    Raises:
+        ValueError: If it holds anything else.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is no file. {_REMEDY}")
+    try:
+        keys = np.load(path, mmap_mode="r")
+    except (EOFError, OverflowError, ValueError) as error:
+        raise ValueError(f"{path} holds no keys ({reason(error)}). {_REMEDY}") from error
+    if getattr(keys, "ndim", 0) != 2 or keys.shape[1] != 2 or keys.dtype != np.uint64:
+        raise ValueError(f"{path} holds no keys. {_REMEDY}")
+    return keys
 
 
 class Shard:

@@ -20,13 +20,14 @@ from composer_distill.caching.manifest import (
     Manifest,
     Recipe,
     check_same,
-    from_json,
+    read_manifest,
     summed,
     to_json,
     write_atomically,
 )
 from composer_distill.caching.packing import Columns
-from composer_distill.caching.shards import KEYS, read_facts, write_shard
+from composer_distill.caching.shards import KEYS, read_facts, read_keys, write_shard
+from composer_distill.weights.json_files import read_json
 
 INDEX = "index.npy"
 SHARD_BYTES = 1 << 25
@@ -42,7 +43,7 @@ def start(folder: Path, recipe: Recipe) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MANIFEST
     if path.exists():
-        kept = from_json(path.read_text("utf-8"), str(folder))
+        kept = read_manifest(path, str(folder))
         check_same(kept.recipe, recipe, str(folder))
     elif any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise FileExistsError(
@@ -193,7 +194,7 @@ def build_index(folder: Path) -> np.ndarray:
 
 def _all_keys(folder: Path) -> list[np.ndarray]:
     """Return the keys of each shard, in the order of their paths."""
-    return [np.load((folder / path).parent / KEYS) for path in read_facts(folder)]
+    return [read_keys((folder / path).parent / KEYS) for path in read_facts(folder)]
 
 
 def _mds_index(folder: Path, facts: Mapping[str, Any]) -> bytes:
@@ -201,7 +202,7 @@ def _mds_index(folder: Path, facts: Mapping[str, Any]) -> bytes:
     shards = []
     for path in facts:
         parent = Path(path).parent
-        (shard,) = json.loads((folder / parent / "index.json").read_text("utf-8"))["shards"]
+        (shard,) = read_json(folder / parent / "index.json")["shards"]
         shard["raw_data"]["basename"] = path
         shards.append(shard)
     return json.dumps({"version": 2, "shards": shards}).encode()

@@ -19,6 +19,7 @@ from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.teachers.outputs import LABEL_KEYS
 from composer_distill.teachers.sharding import Sharding
 from composer_distill.teachers.teacher import Teacher
+from composer_distill.weights.wording import plain
 
 
 class CachedTeacher:
@@ -100,7 +101,7 @@ class CachedTeacher:
     def identity(self) -> str:
         """Return whose answers these are, and which of them."""
         recipe = self.cache.manifest.recipe
-        return f"answers of {recipe.teacher} ({recipe.kind}), {self.cache.identity()}"
+        return f"answers of {plain(recipe.teacher)} ({recipe.kind}), {self.cache.identity()}"
 
     def former_identity(self) -> str:
         """Return the same: no older version kept answers."""
@@ -275,8 +276,8 @@ def _check_same_teacher(cache: Cache, teacher: Teacher) -> None:
     kept, given = cache.manifest.recipe.teacher, teacher.identity()
     if kept != given:
         raise ValueError(
-            f"{cache.folder} holds the answers of {kept}, but teacher is {given}. Give the model "
-            "that wrote the cache, or leave it out."
+            f"{cache.folder} holds the answers of {plain(kept)}, but teacher is {given}. Give the "
+            "model that wrote the cache, or leave it out."
         )
 
 
