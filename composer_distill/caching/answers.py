@@ -100,9 +100,9 @@ class Answers:
         read = read_batch(view, manifest.fields, label_keys)
         places = self._cache.find(read.keys)
         missing = int((places == MISSING).sum())
-        rows = [] if missing else self._cache.rows(places.tolist())
+        kept = [] if missing else places.tolist()
         answers: list[Answer] = []
-        for place, row in zip(places.tolist(), rows, strict=True):
+        for place, row in zip(kept, self._cache.rows(kept), strict=True):
             with self._cache.told(place):
                 dtype = getattr(torch, manifest.dtype)
                 answers.append(decode(row, manifest.recipe, dtype, manifest.classes))

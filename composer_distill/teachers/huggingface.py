@@ -48,8 +48,8 @@ def build_pretrained(
         ValueError: If the folder does not tell a class, the class is not one of transformers', or
             weights are missing or of another shape.
     """
-    transformers = _transformers()
     with named_errors(name, folder_or_name):
+        transformers = _transformers()
         model = _build_pretrained(transformers, _folder_or_name(folder_or_name), strict=strict)
         copy_out(model)
         return model
@@ -112,10 +112,10 @@ def build_from_composer(source: str | Path, *, name: str) -> nn.Module:
         ValueError: If the checkpoint stores no configuration, or one of a class that is not
             transformers' own.
     """
-    transformers = _transformers()
     from composer.models import HuggingFaceModel
 
     with named_errors(name, source), open_source(source) as contents:
+        transformers = _transformers()
         entry = _stored_model(contents.stored)
         path, settings = plain(entry.get("class")), dict(entry.get("content") or {})
         model_class = _transformers_class(transformers, path)

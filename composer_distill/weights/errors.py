@@ -22,12 +22,16 @@ _REMEDIES = {
 }
 
 
+class MissingPackage(ImportError, ValueError):
+    """What is read needs a package that is not installed here, or not in this version."""
+
+
 @contextmanager
 def named_errors(name: str, source: str | Path) -> Iterator[None]:
     """Say in every error which teacher and which source it is about, and what to do.
 
-    What leaves is a ValueError or an OSError, of the kind that it was. An ImportError names the
-    package to install, and leaves as it is.
+    What leaves is a ValueError or an OSError, of the kind that it was; where a package is missing,
+    one that is an ImportError too.
 
     Args:
         name: What errors call the teacher.
@@ -37,6 +41,10 @@ def named_errors(name: str, source: str | Path) -> Iterator[None]:
     try:
         with clean_errors():
             yield
+    except ImportError as error:
+        raise MissingPackage(
+            f"{without_secrets(where)}: {with_remedy(str(error), 'install what is missing')}"
+        ) from error
     except OSError as error:
         raise _named(error, plain(f"{name}: cannot read {source}: ", _LONGEST)) from error
     except ValueError as error:

@@ -1,6 +1,7 @@
 """What leaves a reader: a ValueError or OSError with the teacher, the source and a remedy."""
 
 import errno
+import json
 import pickle
 import struct
 import zipfile
@@ -66,12 +67,38 @@ def test_a_kind_of_another_package_becomes_an_os_error():
     assert type(caught.value) is OSError
 
 
-def test_a_package_that_is_missing_and_an_interruption_leave_as_they_are():
-    for kind in (ImportError, KeyboardInterrupt):
-        with pytest.raises(kind, match=r"^as it was$"), named_errors("the expert", "a.pt"):
-            raise kind("as it was")
+def test_an_interruption_leaves_as_it_is():
+    with pytest.raises(KeyboardInterrupt, match=r"^as it was$"), named_errors("the expert", "a.pt"):
+        raise KeyboardInterrupt("as it was")
     with pytest.raises(UnicodeError), clean_errors():
         b"\xff".decode()
+
+
+@pytest.mark.parametrize("kind", [ImportError, ModuleNotFoundError])
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        ("No module named 'x'", "No module named 'x'; install what is missing"),
+        ("it needs x: pip install x. Now", "it needs x: pip install x. Now"),
+    ],
+)
+def test_a_package_that_is_missing_is_an_import_error_and_a_value_error(kind, raw, told):
+    for caught in (ImportError, ValueError):
+        with (
+            pytest.raises(caught, match=f"^the expert: a.pt: {told}$"),
+            named_errors("the expert", "a.pt"),
+        ):
+            raise kind(raw)
+
+
+def test_a_quantiser_that_is_not_installed_is_told_with_the_teacher(zoo, tmp_path):
+    zoo.bert().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "aqlm"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"^the expert: {tmp_path}: .*aqlm.*") as caught:
+        Teacher.from_pretrained(tmp_path, name="the expert")
+    assert isinstance(caught.value, ImportError)
 
 
 def test_a_remedy_is_not_added_where_there_is_one():
