@@ -91,6 +91,51 @@ def hugging_face(path):
     BertForSequenceClassification(config).save_pretrained(path)
 
 
+def moving_average():
+    """What a run with EMA under DDP leaves: the average in the model's place."""
+    held = {f"module.{key}": value + 1 for key, value in weights().items()}
+    kept = {"named_parameters_dict": held, "named_buffers_dict": {}}
+    found = composer()
+    found["state"]["algorithms"] = [("EMA", {"ema_weights_active": True, "ema_model": kept})]
+    return found
+
+
+def composer_of_hugging_face(path):
+    """Configuration and tokenizer beside the weights, as from_composer_checkpoint asks for."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = BertConfig(vocab_size=5, intermediate_size=4, max_position_embeddings=4, **sizes)
+    model = BertForSequenceClassification(config).state_dict()
+    model = {f"model.{key}": value for key, value in model.items()}
+    words = {"file_extension": ".txt", "content": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a"]}
+    settings = {"file_extension": ".json", "content": {"tokenizer_class": "BertTokenizer"}}
+    tokenizer = {"vocab": words, "tokenizer_config": settings}
+    told = {"model": {"config": {"class": CLASS, "content": config.to_dict()}}}
+    found = composer() | {"rng": []}
+    found["state"] |= {"model": model, "integrations": {"huggingface": told}}
+    told["tokenizer"] = tokenizer
+    save(path, found)
+
+
+def cache(path, finished=True):
+    """Answers that a teacher gave: compressed logits, in two shards."""
+    from composer_distill.caching.manifest import Recipe
+    from composer_distill.caching.packing import pack_whole
+    from composer_distill.caching.writer import PartWriter, finish, start
+
+    facts = {"classes": 300, "dtype": "float32", "by_position": False, "fields": None}
+    start(path, Recipe("a teacher"))
+    writer = PartWriter(path, 0, 1000)
+    for number in range(3):
+        columns = pack_whole(torch.full((300,), float(number)))
+        writer.add(np.array([0, number], np.uint64), columns, 1, None, facts)
+    writer.flush()
+    writer.close()
+    if finished:
+        finish(path, Recipe("a teacher"))
+
+
 # From each kind to what writes it at a path; the path's ending counts for links alone.
 KINDS = {
     "Composer checkpoint": lambda path: save(path, composer()),
@@ -115,7 +160,13 @@ KINDS = {
     "zstd": lambda path: compressed(path, "zstd"),
     "tar": lambda path: tar(path, "w"),
     "tar.gz": lambda path: tar(path, "w:gz"),
+    "tar.bz2": lambda path: tar(path, "w:bz2"),
+    "lzo": lambda path: compressed(path, "lzop"),
     "link": link,
+    "Composer checkpoint with EMA": lambda path: save(path, moving_average()),
+    "Composer checkpoint of a Hugging Face model": composer_of_hugging_face,
+    "cache of answers": cache,
+    "cache of answers, unfinished": lambda path: cache(path, finished=False),
 }
 PROGRAMS = {
     "gzip": "gzip",
@@ -124,6 +175,7 @@ PROGRAMS = {
     "lzma": "lzma",
     "lz4": "lz4",
     "zstd": "zstd",
+    "lzo": "lzop",
 }
 
 
@@ -136,7 +188,7 @@ def write(kind, place):
     place.mkdir(parents=True)
     path = place / ("a.symlink" if kind == "link" else "a.pt")
     KINDS[kind](path)
-    files = sorted(each for each in place.rglob("*") if each.is_file())
+    files = sorted(each for each in place.rglob("*") if each.is_file() and each.stat().st_size)
     return path, files
 
 
@@ -158,6 +210,8 @@ def read_all(path):
     from composer_distill.teachers import Teacher, load_weights
     from composer_distill.weights.inspection import describe
 
+    if is_cache(path):
+        return read_cache(path)
     ways = {
         "load_weights": lambda: load_weights(nn.Linear(3, 2), path),
         "loose": lambda: load_weights(nn.Linear(3, 2), path, strict=False),
@@ -174,8 +228,37 @@ def read_some(path):
     from composer_distill.teachers import load_weights
     from composer_distill.weights.inspection import describe
 
+    if is_cache(path):
+        return read_cache(path)
     loose = lambda: load_weights(nn.Linear(3, 2), path, strict=False)  # noqa: E731
     return {"loose": came(loose), "describe": came(lambda: describe(str(path)))}
+
+
+def is_cache(path):
+    return (path / "manifest.json").is_file()
+
+
+def read_cache(path):
+    """Read every answer of a cache, and what its manifest says."""
+    from composer_distill.caching.answers import decode
+    from composer_distill.caching.inspection import describe_cache, manifest_of
+    from composer_distill.caching.reader import Cache
+
+    def read():
+        found = Cache(path, unfinished=True)
+        places = found.find(np.array([[0, number] for number in range(3)], np.uint64))
+        for place in [each for each in places.tolist() if each != -1]:
+            (row,) = found.rows([place])
+            with found.told(place):
+                dtype = getattr(torch, found.manifest.dtype)
+                decode(row, found.manifest.recipe, dtype, found.manifest.classes)
+
+    def describe():
+        manifest = manifest_of(path)
+        assert manifest is not None
+        describe_cache(path, manifest)
+
+    return {"loose": came(read), "describe": came(describe)}
 
 
 def came(way):
