@@ -49,12 +49,14 @@ def describe_cache(source: str | Path, manifest: Manifest) -> str:
         "top_k": f"the {recipe.count} likeliest classes and the rest's probability",
         "samples": f"{recipe.count} draws, seed {recipe.seed}",
     }[recipe.kind]
+    # draws are counted in whole numbers
+    stored = "" if recipe.kind == "samples" else f", in {manifest.dtype or 'no type yet'}"
     a_position = manifest.bytes / manifest.positions if manifest.positions else 0.0
     lines = [
         str(source),
         f"a teacher's answers, {'finished' if manifest.finished else 'UNFINISHED'}",
         f"teacher: {recipe.teacher}",
-        f"kept: {kept}, in {manifest.dtype or 'no type yet'}",
+        f"kept: {kept}{stored}",
         f"classes: {manifest.classes}",
         f"samples: {manifest.samples:,}, positions: {manifest.positions:,}",
         f"size: {manifest.bytes:,} bytes in {len(manifest.shards)} shards",

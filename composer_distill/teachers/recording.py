@@ -23,7 +23,7 @@ from composer_distill.teachers.cached import tokenizer_digest
 from composer_distill.teachers.live import LiveTeacher
 from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.teachers.outputs import LABEL_KEYS, names_read
-from composer_distill.teachers.parts import written
+from composer_distill.teachers.parts import Asked, check_can_be_cut, cut, in_step, written
 from composer_distill.teachers.teacher import Teacher
 
 
@@ -41,6 +41,7 @@ def cache_teacher(
     precision: str = "fp32",
     device: str | Device | None = None,
     views: int | None = None,
+    sharded: bool = False,
     shard_bytes: int = SHARD_BYTES,
     progress_bar: bool = False,
 ) -> Manifest:
@@ -71,6 +72,8 @@ def cache_teacher(
         views: How many views of each sample to answer, where the data set is augmented by a
             function of sample and view: its ``set_view(view)`` is called before each pass. Any
             other augmentation draws anew whenever it is asked, so that no answer would be found.
+        sharded: Whether the teacher is cut over the processes, by FSDP2: for one that is too large
+            for a single device. It stays cut. Every process then asks it as often as any other.
         shard_bytes: How much is gathered before it is written: what a killed run may lose.
         progress_bar: Whether to show how far it is, how fast and how large.
 
@@ -93,9 +96,10 @@ def cache_teacher(
         8
     """
     teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
+    check_can_be_cut(teacher, sharded)
     kind, count = _kind(top_k, samples)
     temperature = check_temperature(temperature)
-    state = _state(teacher, precision, device)
+    state = _state(teacher, precision, device, sharded)
     recipe = Recipe(
         teacher.identity(),
         kind,
@@ -107,9 +111,12 @@ def cache_teacher(
         tokenizer=tokenizer_digest(teacher.model),
     )
 
+    live = LiveTeacher(teacher, teacher.label)
+    live.prepare(state, "sharded" if sharded else "replicated")
+
     def fill(writer: PartWriter) -> None:
         for passed in _passes(data, views):
-            _answer_all(teacher, passed, state, recipe, writer, progress_bar)
+            _answer_all(live, passed, state, recipe, writer, progress_bar)
 
     return written(Path(folder).expanduser(), recipe, shard_bytes, fill)
 
@@ -136,7 +143,7 @@ class _Answer(NamedTuple):
     by_position: bool
 
 
-def _state(teacher: Teacher, precision: str, device: str | Device | None) -> State:
+def _state(teacher: Teacher, precision: str, device: str | Device | None, sharded: bool) -> State:
     """Return the state of no Trainer, as far as a teacher at work reads it."""
     where = get_device(device)
     if dist.get_world_size() > 1:
@@ -147,30 +154,35 @@ def _state(teacher: Teacher, precision: str, device: str | Device | None) -> Sta
         run_name="cache_teacher",
         device=where,
         precision=precision,
+        parallelism_config=cut() if sharded else None,
     )
 
 
 def _answer_all(
-    teacher: Teacher,
+    live: LiveTeacher,
     data: Any,
     state: State,
     recipe: Recipe,
     writer: PartWriter,
     progress_bar: bool,
 ) -> None:
-    live = LiveTeacher(teacher, teacher.label)
-    live.prepare(state, "replicated")
     batches = _share(data.dataloader if isinstance(data, DataSpec) else data)
-    for batch in _shown(batches, data, writer) if progress_bar else batches:
-        view = _on_device(batch, data, state)
-        fields = None if teacher.input_fn is not None else names_read(teacher.model, view)
-        read = read_batch(view, fields, LABEL_KEYS)
-        lacking = writer.lacks(read.keys)
-        if not lacking.any():
+    shown = _shown(batches, data, writer) if progress_bar else batches
+    asked = (_asked(batch, live.teacher, data, state, writer) for batch in shown)
+    for one in in_step(asked) if state.fsdp_config is not None else asked:
+        if not (one.lacking.any() or one.for_others):
             continue
-        answers = _answers(live, view, read, state, recipe)
-        for index in np.flatnonzero(lacking).tolist():
-            _keep(writer, recipe, read.keys[index], answers[index], fields)
+        answers = _answers(live, one.view, one.read, state, recipe)
+        for index in np.flatnonzero(one.lacking).tolist():
+            _keep(writer, recipe, one.read.keys[index], answers[index], one.fields)
+
+
+def _asked(batch: Any, teacher: Teacher, data: Any, state: State, writer: PartWriter) -> Asked:
+    """Return a batch, and which of its samples the cache lacks."""
+    view = _on_device(batch, data, state)
+    fields = None if teacher.input_fn is not None else names_read(teacher.model, view)
+    read = read_batch(view, fields, LABEL_KEYS)
+    return Asked(view, read, fields, writer.lacks(read.keys))
 
 
 def _keep(

@@ -10,8 +10,9 @@ from composer.utils import dist
 from torch import nn
 
 from composer_distill.teachers.adapters import AdapterFree, AdapterFreeTeacher
-from composer_distill.teachers.cached import CachedAnswers, CachedTeacher
+from composer_distill.teachers.cached import CachedTeacher
 from composer_distill.teachers.ema import EMATeacher, MovingAverage
+from composer_distill.teachers.found import CachedAnswers
 from composer_distill.teachers.live import LiveTeacher
 from composer_distill.teachers.sharding import local
 from composer_distill.teachers.source import Source

@@ -50,6 +50,19 @@ class Source(Protocol):
 
 
 @runtime_checkable
+class Early(Protocol):
+    """A source that can begin with a microbatch before the student has answered it."""
+
+    def look_ahead(self, batch: Any) -> None:
+        """Begin, without waiting: at BEFORE_FORWARD. The batch may still change."""
+        ...
+
+    def forget(self) -> None:
+        """Keep nothing of what was begun."""
+        ...
+
+
+@runtime_checkable
 class Follower(Protocol):
     """A source that looks at the student between batches, because it is made of it."""
 

@@ -48,7 +48,6 @@ class LogitsTerm:
     """
 
     weight_name = "distillation/kd_loss_weight"
-    listens = False
 
     def __init__(
         self,
@@ -61,6 +60,7 @@ class LogitsTerm:
         judge: TeacherJudge | None = None,
     ) -> None:
         self.panel = panel
+        self.listens = panel.looks_ahead
         self.reader = reader
         self.kd_loss_fn = kd_loss_fn
         self.weight = weight
@@ -77,7 +77,8 @@ class LogitsTerm:
         self.reader.prepare(state, self.panel.teachers, self.panel.labels)
 
     def start_forward(self, state: State) -> None:
-        """Do nothing: the student's output is all that is needed."""
+        """Let teachers whose answers are kept find them while the student computes its own."""
+        self.panel.look_ahead(state)
 
     def end_forward(self) -> None:
         """Do nothing."""

@@ -11,7 +11,7 @@ from composer_distill.schedule import ALWAYS, weight_now
 from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.teachers.roster import AnyTeacher, at_work, labels_of
 from composer_distill.teachers.sharding import Sharding
-from composer_distill.teachers.source import Follower
+from composer_distill.teachers.source import Early, Follower
 from composer_distill.teachers.stopwatch import Stopwatch
 from composer_distill.terms.combining import mean_logits, mean_probabilities
 from composer_distill.terms.routing import check_sharded, routing_of
@@ -51,6 +51,7 @@ class TeacherPanel:
             for index, source in enumerate(self.sources)
             if isinstance(source, Follower)
         }
+        self._early = {i: s for i, s in enumerate(self.sources) if isinstance(s, Early)}
         self.n_sampled = n_sampled
         self.seed = seed
         self.combine = combine
@@ -151,6 +152,17 @@ class TeacherPanel:
         )
         return [(indices[place], share) for place, share in drawn]
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether any teacher can begin with a microbatch before the student has answered it."""
+        return bool(self._early)
+
+    def look_ahead(self, state: State) -> None:
+        """Let the drawn teachers that can begin with the microbatch, before the student has."""
+        for index, _ in self.draw(int(state.timestamp.batch)):
+            if index in self._early:
+                self._early[index].look_ahead(state.batch)
+
     def target(
         self,
         drawn: Sequence[tuple[int, float]],
@@ -192,8 +204,10 @@ class TeacherPanel:
         return answer
 
     def forget(self) -> None:
-        """Forget the time of a batch that ended, or of a pass that did not complete."""
+        """Forget all of a batch that ended, or of a pass that did not complete."""
         self._stopwatch.reset()
+        for source in self._early.values():
+            source.forget()
 
     def seconds(self) -> float:
         """Return how long the teachers took in this batch."""

@@ -11,7 +11,8 @@ from composer_distill.losses import DistillationLoss, KLDivergence
 from composer_distill.losses.sparse import SparseTarget, sparse_distance
 from composer_distill.losses.sparse_choice import check_sparse, outcomes_of, sparse_parts
 from composer_distill.notes import noted
-from composer_distill.teachers.cached import CachedAnswers, CachedTeacher
+from composer_distill.teachers.cached import CachedTeacher
+from composer_distill.teachers.found import CachedAnswers
 from composer_distill.teachers.source import Source
 from composer_distill.telemetry.values import entropy, is_classification
 from composer_distill.terms.logits import LogitsTerm
@@ -31,10 +32,10 @@ class SparseTerm:
     """
 
     weight_name = "distillation/kd_loss_weight"
-    listens = False
 
     def __init__(self, logits: LogitsTerm, loss: Any, weight: Callable[[State], float]) -> None:
         self.panel = logits.panel
+        self.listens = self.panel.looks_ahead
         self.weight = weight
         self._logits = logits
         self._sources = _sparse_ones(self.panel.sources)
@@ -58,7 +59,8 @@ class SparseTerm:
         self._logits.prepare(state)
 
     def start_forward(self, state: State) -> None:
-        """Do nothing: the student's output is all that is needed."""
+        """Let teachers whose answers are kept find them while the student computes its own."""
+        self.panel.look_ahead(state)
 
     def end_forward(self) -> None:
         """Do nothing."""

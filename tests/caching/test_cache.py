@@ -4,9 +4,13 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import resource
+import shutil
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +69,34 @@ def test_memory_that_was_mapped_is_given_back(folder, monkeypatch):
     cache = Cache(folder)
     for _ in range(2):
         assert torch.equal(read(cache, [5])[0], answer(5))
+
+
+def mapped():
+    """Return how much of files lies in this process's memory, in bytes."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"RssFile:\s+(\d+) kB", status)[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("limit", "bounded"), [(4 << 20, True), (1 << 40, False)])
+def test_reading_takes_a_bounded_memory_whatever_the_size(tmp_path, monkeypatch, limit, bounded):
+    monkeypatch.setattr("composer_distill.caching.reader._READ_AT_MOST", limit)
+    start(tmp_path / "cache", Recipe("a teacher"))
+    writer = PartWriter(tmp_path / "cache", 0, 8 << 20)
+    noise = torch.randint(0, 1 << 30, (48, 1 << 18), dtype=torch.int32)  # does not compress
+    for number, values in enumerate(noise):
+        facts = {**FACTS, "classes": 1 << 18, "dtype": "int32"}
+        writer.add(key(number), pack_whole(values), 1, None, facts)
+    writer.flush()
+    writer.close()
+    finish(tmp_path / "cache", Recipe("a teacher"))
+    cache = Cache(tmp_path / "cache")
+    before, most = mapped(), 0
+    for number in range(48):
+        cache.rows(cache.find(key(number)[None]).tolist())
+        most = max(most, mapped() - before)
+    assert (most < 24 << 20) == bounded  # of 48 MiB
+    assert bounded or most > 40 << 20
 
 
 def killed(folder, until):
@@ -155,6 +187,28 @@ def test_a_full_disk_loses_nothing_that_was_written(tmp_path):
     assert Cache(tmp_path / "cache", unfinished=True).manifest.samples == 6
     assert not list(tmp_path.rglob("*.tmp"))
     assert write(tmp_path / "cache", range(20)).samples == 20
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    options = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(place)]
+    if shutil.which("mount") is None or subprocess.run(options, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_that_is_full_is_told_and_what_was_written_stays(small_disk):
+    with pytest.raises(OSError, match="No space left on device.* samples are safe in it"):
+        write(small_disk / "cache", range(20_000), shard_bytes=6 * 400)
+    there = Cache(small_disk / "cache", unfinished=True)
+    assert there.manifest.samples > 0
+    numbers = range(there.manifest.samples)
+    assert len(read(there, numbers)) == len(numbers)
+    assert not list(small_disk.rglob("*.tmp"))
 
 
 def test_a_flipped_byte_is_found(folder):

@@ -1,11 +1,12 @@
 """Training from cached answers, in real Trainers."""
 
 import logging
+import threading
 from typing import Any
 
 import pytest
 import torch
-from composer.core import Callback, DataSpec
+from composer.core import Algorithm, Callback, DataSpec, Event
 from integration.harness import (
     Classifier,
     Recorder,
@@ -19,12 +20,13 @@ from integration.harness import (
     weights,
 )
 from integration.workers import caching
+from integration.workers.caching import Numbered, Telling, met, stream_of
 from integration.workers.common import Crash
-from streaming import MDSWriter, StreamingDataLoader, StreamingDataset
-from torch import nn
+from streaming import StreamingDataLoader
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from composer_distill import CachedTeacher, Distillation, KLDivergence, Teacher, cache_teacher
+from composer_distill.caching.answers import Answers
 
 FLOAT32: Any = {"dtype": torch.float32}
 
@@ -38,60 +40,7 @@ def test_a_cache_trains_to_the_weights_of_the_live_teacher_bit_for_bit(tmp_path)
     assert not torch.equal(live["module.0.weight"], untrained["module.0.weight"])
 
 
-# Labels hidden in the answers: sample i is known by its label, and so is its answer. The loss of
-# this pair is 0 only where each row met its own.
-
-
-class Numbered(Dataset):
-    """Samples whose label is their number, and which the student answers with that number."""
-
-    def __len__(self):
-        return 37
-
-    def __getitem__(self, index):
-        generator = torch.Generator().manual_seed(index)
-        return torch.randn(3, generator=generator), torch.tensor(index)
-
-
-class Telling(nn.Module):
-    """Answers a sample with the number that its first value hides."""
-
-    def __init__(self):
-        super().__init__()
-        self.zero = nn.Parameter(torch.zeros(()))
-        table = torch.stack([Numbered()[i][0] for i in range(len(Numbered()))])
-        self.register_buffer("table", table)
-
-    def forward(self, inputs):
-        number = (inputs[:, None] == self.table).all(-1).float().argmax(-1)
-        return torch.stack([number, -number], -1) + self.zero
-
-
-class Rows:
-    """A loss that keeps each row's pair, and whose value is their distance."""
-
-    def __init__(self):
-        self.pairs = []
-
-    def __call__(self, student, teacher):
-        self.pairs += zip(student[:, 0].tolist(), teacher[:, 0].tolist(), strict=True)
-        return (student - teacher).abs().mean()
-
-
-def own_loss(outputs, targets):
-    assert torch.equal(outputs[:, 0].detach(), targets.float())
-    return outputs.sum() * 0.0
-
-
-def met(folder, data, **kwargs):
-    """Return the pairs of numbers that met in a run."""
-    rows = Rows()
-    kwargs.setdefault("device_train_microbatch_size", 1)
-    student = Classifier(Telling(), own_loss)
-    term = Distillation(CachedTeacher(folder), rows, telemetry=False)
-    trainer = fit(student, term, train_dataloader=data, lr=0.0, **kwargs)
-    assert all(own == other for own, other in rows.pairs)
-    return [int(own) for own, _ in rows.pairs], trainer
+# Labels hidden in the answers: the telling pieces stand beside the scenarios of two processes
 
 
 @pytest.fixture(scope="module")
@@ -135,18 +84,7 @@ def test_each_row_meets_its_own_answer_after_resuming_in_the_middle_of_an_epoch(
 
 @pytest.fixture
 def stream(tmp_path):
-    with MDSWriter(
-        out=str(tmp_path / "mds"), columns={"x": "ndarray:float32:3", "y": "int"}
-    ) as out:
-        for inputs, number in map(Numbered().__getitem__, range(37)):
-            out.write({"x": inputs.numpy(), "y": int(number)})
-
-    class Stream(StreamingDataset):
-        def __getitem__(self, index):
-            sample = super().__getitem__(index)
-            return torch.from_numpy(sample["x"].copy()), torch.tensor(sample["y"])
-
-    return Stream(local=str(tmp_path / "mds"), shuffle=True, batch_size=4, num_canonical_nodes=1)
+    return stream_of(tmp_path / "mds")
 
 
 def test_each_row_of_a_stream_with_its_own_shuffle_meets_its_own_answer(numbers, stream):
@@ -218,6 +156,50 @@ def test_cached_and_live_teachers_answer_together(answers):
     assert logged(both, "distillation/kd_loss/teacher_0") == logged(
         live, "distillation/kd_loss/teacher_0"
     )
+
+
+class Moved(Algorithm):
+    """Changes the batch when it has been seen by those who look ahead, or before."""
+
+    def __init__(self, event):
+        self.event = event
+
+    def match(self, event, state):
+        return event == self.event
+
+    def apply(self, event, state, logger):
+        state.batch = (state.batch[0].clone(), state.batch[1])
+
+
+@pytest.mark.parametrize("event", [None, Event.BATCH_START, Event.BEFORE_FORWARD])
+def test_answers_are_read_in_a_thread_while_the_student_computes(answers, event, monkeypatch):
+    folder, teacher = answers
+    found, asked = Answers.find, []
+
+    def spy(self, *args, **kwargs):
+        asked.append(threading.current_thread().name)
+        return found(self, *args, **kwargs)
+
+    monkeypatch.setattr(Answers, "find", spy)
+    data, options = loader(20, **FLOAT32), {"device_train_microbatch_size": 2}
+    term = Distillation(CachedTeacher(folder), KLDivergence(2.0))
+    others = [] if event is None else [Moved(event)]
+    ours = fit(Classifier(mlp(0, **FLOAT32)), [term, *others], train_dataloader=data, **options)
+    assert_same(ours.state.model, run(teacher, data, **options).state.model)
+    ahead = [name for name in asked if name.startswith("answers")]
+    assert len(ahead) == 10
+    assert len(asked) == (20 if event == Event.BEFORE_FORWARD else 10)
+
+
+def test_cached_answers_have_a_window_of_their_own(answers):
+    cached = CachedTeacher(answers[0], start_dur="1ba", end_dur="3ba")
+    trainer = run(cached, loader(20, **FLOAT32), max_duration="4ba")
+    assert len(logged(trainer, "loss/train/kd")) == 2
+    live = Teacher(answers[1], start_dur="1ba", end_dur="3ba")
+    other = run(live, loader(20, **FLOAT32), max_duration="4ba")
+    assert_same(trainer.state.model, other.state.model)
+    with pytest.raises(ValueError, match="end_dur"):
+        CachedTeacher(answers[0], start_dur=0.5, end_dur=0.1)
 
 
 def test_a_run_that_is_resumed_with_another_cache_is_refused(answers, tmp_path):

@@ -213,6 +213,25 @@ def test_a_cache_of_two_processes_trains_to_the_weights_of_the_live_teacher_bit_
             torch.testing.assert_close(cached, live, rtol=0, atol=0, msg=name)
 
 
+def test_each_row_of_two_processes_meets_its_own_answer(two):
+    ranks_found = [two("rows_of_ranks", rank) for rank in (0, 1)]
+    for name, length in {"drop_last=False": 38, "drop_last=True": 32, "stream": 38}.items():
+        first, second = (found[name] for found in ranks_found)
+        assert len(first) == len(second) == length, name
+        epoch = {*first[: length // 2], *second[: length // 2]}
+        assert len(epoch) == (32 if "True" in name else 37), name
+        assert first[: length // 2] != first[length // 2 :]
+
+
+def test_a_teacher_that_is_cut_over_two_processes_writes_the_answers_of_the_whole_one(two):
+    for rank in (0, 1):
+        found = two("cached_by_a_cut_teacher", rank)
+        assert found["cut"]
+        assert found["identity"]
+        assert found["samples"] == (40, 48)
+        torch.testing.assert_close(found["answers"], found["expected"], rtol=1e-5, atol=1e-6)
+
+
 LOADED = ["loaded_ddp", "loaded_fsdp2_without_distillation", "loaded_fsdp2"]
 
 

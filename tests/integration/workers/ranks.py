@@ -26,7 +26,7 @@ from integration.harness import (
     weights,
 )
 from integration.workers.adapters import adapter_free
-from integration.workers.caching import cached_answers
+from integration.workers.caching import cached_answers, cached_by_a_cut_teacher, rows_of_ranks
 from integration.workers.common import Crash, distil, found, share
 from integration.workers.evaluating import padded_evaluations
 from integration.workers.features import (
@@ -268,6 +268,7 @@ SCENARIOS = [
     features_in_microbatches,
     features_of_a_module_that_ranks_made_apart,
     cached_answers,
+    rows_of_ranks,
 ]
 SHARDED = [
     sharded_students,
@@ -277,6 +278,7 @@ SHARDED = [
     loaded_fsdp2_without_distillation,
     meta_teachers,
     features_under_fsdp2,
+    cached_by_a_cut_teacher,
 ]
 
 
