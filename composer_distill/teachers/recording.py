@@ -96,7 +96,6 @@ def cache_teacher(
         8
     """
     teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
-    check_can_be_cut(teacher, sharded)
     kind, count = _kind(top_k, samples)
     temperature = check_temperature(temperature)
     state = _state(teacher, precision, device, sharded)
@@ -110,7 +109,6 @@ def cache_teacher(
         vocab_size=vocab_size,
         tokenizer=tokenizer_digest(teacher.model),
     )
-
     live = LiveTeacher(teacher, teacher.label)
     live.prepare(state, "sharded" if sharded else "replicated")
 
@@ -145,6 +143,7 @@ class _Answer(NamedTuple):
 
 def _state(teacher: Teacher, precision: str, device: str | Device | None, sharded: bool) -> State:
     """Return the state of no Trainer, as far as a teacher at work reads it."""
+    check_can_be_cut(teacher, sharded)
     where = get_device(device)
     if dist.get_world_size() > 1:
         dist.initialize_dist(where)

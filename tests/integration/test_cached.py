@@ -230,6 +230,12 @@ def test_the_teacher_runs_as_in_training(tmp_path):
     torch.testing.assert_close(teacher.inputs[0], dataset(10, **FLOAT32).tensors[0][:4] * 2)
 
 
+def test_a_cut_teacher_reads_its_batches_whole(tmp_path):
+    teacher = Teacher(mlp(1, **FLOAT32), microbatch_size=4)
+    with pytest.raises(ValueError, match="microbatch_size=4 can't be used with sharded=True"):
+        cache_teacher(teacher, loader(**FLOAT32), tmp_path / "a", device="cpu", sharded=True)
+
+
 def test_answers_that_are_not_finite_are_not_kept(tmp_path):
     teacher: Any = mlp(1, **FLOAT32)
     with torch.no_grad():
