@@ -1,7 +1,8 @@
 """How fast a fingerprint is, beside reading the same bytes once: ``fingerprint.py [MEGABYTES]``.
 
-Prints for each type of weights the medians of several runs, interleaved, and their ratio. To read
-is ``torch.sum`` over the same bytes as 64-bit integers, which does nothing else.
+Prints for each type of weights the medians of several runs, and their ratio. To read is
+``torch.sum`` over the same bytes as 64-bit integers, which does nothing else. Its threads spin for
+a moment when it is done, and would hold the cores of the fingerprint's own: each waits till then.
 """
 
 import statistics
@@ -13,6 +14,7 @@ import torch
 from composer_distill.weights.fingerprint import fingerprint_of
 
 RUNS = 15
+REST = 0.5
 
 
 def seconds(function, device):
@@ -25,6 +27,11 @@ def seconds(function, device):
     return time.perf_counter() - start
 
 
+def median_seconds(function, device):
+    time.sleep(REST)
+    return statistics.median(seconds(function, device) for _ in range(RUNS))
+
+
 def main(megabytes):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(
@@ -33,15 +40,11 @@ def main(megabytes):
     words = torch.randint(-(2**62), 2**62, (megabytes * 125_000,), device=device)
     for dtype in (torch.float32, torch.bfloat16, torch.int8):
         weight = words.view(dtype)
-        pairs = [
-            (
-                seconds(words.sum, device),
-                seconds(lambda weight=weight: fingerprint_of(["w"], lambda _: weight), device),
-            )
-            for _ in range(RUNS)
-        ]
-        read, mark = (statistics.median(times) for times in zip(*pairs, strict=True))
-        ratio = statistics.median(one / other for one, other in pairs)
+        read, mark = (
+            median_seconds(function, device)
+            for function in (words.sum, lambda w=weight: fingerprint_of(["w"], lambda _: w))
+        )
+        ratio = read / mark
         speeds = f"read {megabytes / 1e3 / read:.1f} GB/s, fingerprint {megabytes / 1e3 / mark:.1f}"
         print(f"{str(dtype).removeprefix('torch.'):9} {speeds} GB/s, ratio {ratio:.2f}")
 
