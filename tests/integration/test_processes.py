@@ -73,6 +73,7 @@ AS_IN_ONE = [
     "no_task_loss",
     "moving_average",
     "routed_teachers",
+    "judged_answers",
     "adapter_free",
 ]
 

@@ -41,7 +41,7 @@ from integration.workers.resuming import (
     loaded_fsdp2,
     loaded_fsdp2_without_distillation,
 )
-from integration.workers.routing import routed_teachers, sharded_routes
+from integration.workers.routing import judged_answers, routed_teachers, sharded_routes
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -256,6 +256,7 @@ SCENARIOS = [
     no_task_loss,
     moving_average,
     routed_teachers,
+    judged_answers,
     adapter_free,
     drawn_teachers,
     streams_after_a_noisy_teacher,

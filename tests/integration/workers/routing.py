@@ -6,7 +6,13 @@ from integration.harness import Classifier, dataset, entries_of, fit, mlp, train
 from integration.workers.common import BATCH, found, share
 from torch.utils.data import DataLoader
 
-from composer_distill import Distillation, KLDivergence, Teacher
+from composer_distill import (
+    Distillation,
+    KLDivergence,
+    Teacher,
+    teacher_confident,
+    teacher_correct,
+)
 
 
 def one_of(indices):
@@ -37,6 +43,15 @@ def routed_teachers(folder):
             device_train_microbatch_size=size if dist.get_global_rank() == 0 else 2,
         )
     )
+
+
+def judged_answers(folder):
+    """Answers that are right, of teachers that are routed, and of one that is not."""
+    terms = [
+        Distillation(routed(), KLDivergence(2.0), 0.3, 0.4, mask_fn=teacher_correct),
+        Distillation(mlp(5), KLDivergence(2.0), 0.3, 1.0, mask_fn=teacher_confident(0.5)),
+    ]
+    return found(fit(Classifier(mlp(0)), terms, train_dataloader=share()))
 
 
 def sharded_routes(folder):
