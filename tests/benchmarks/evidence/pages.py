@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from tests.benchmarks.evidence import (
+    copied_layers,
     dark_knowledge,
     efficiency,
     few_labels,
@@ -33,6 +34,7 @@ EXPERIMENTS = [
         few_labels,
         temperature,
         other_teachers,
+        copied_layers,
         tuning,
     )
 ]
