@@ -46,7 +46,8 @@ def test_import_is_silent():
 SURFACE = {
     "composer_distill": """
 AdapterFreeTeacher(*, start_dur=0.0, end_dur=1.0, name='student without adapters', weight=1.0)
-CachedTeacher(folder, teacher=None, *, name=None, weight=1.0, unfinished=False, tail='bucket')
+CachedTeacher(folder, teacher=None, *, name=None, weight=1.0, start_dur=0.0, end_dur=1.0,
+    unfinished=False, tail='bucket')
 Distillation(teachers, kd_loss_fn, kd_loss_weight=0.9, org_loss_weight=0.1, start_dur=0.0,
     end_dur=1.0, n_teachers_to_sample=None, *, route_by=None, feature_terms=(),
     projector_optimizer=None, combine='logits', seed=0, student_output_fn=None, mask_fn=None,
@@ -69,8 +70,8 @@ Teacher.from_composer_checkpoint(path, **options)
 all_positions(batch, outputs=None)
 attended_positions(batch, outputs=None)
 cache_teacher(teacher, data, folder, *, top_k=None, samples=None, temperature=1.0, seed=0,
-    dtype=None, vocab_size=None, precision='fp32', device=None, views=None, shard_bytes=33554432,
-    progress_bar=False)
+    dtype=None, vocab_size=None, precision='fp32', device=None, views=None, sharded=False,
+    shard_bytes=33554432, progress_bar=False)
 copy_matching(student, teacher)
 distillation_from_config(config, *, path='algorithms.distillation')
 layer_importance(model, batches, *, stack=None)
@@ -132,7 +133,8 @@ decoupled_kd(student, teacher, mask=None, labels=None, *, alpha=1.0, beta=8.0, t
 dist(student, teacher, mask=None, *, beta=1.0, gamma=1.0, temperature=1.0, dim=-1,
     reduction='mean')
 fused_linear_kl(student_hidden, student_weight, teacher_hidden, teacher_weight, mask=None, *,
-    student_bias=None, teacher_bias=None, temperature=1.0, reduction='mean')
+    student_bias=None, teacher_bias=None, student_cap=None, teacher_cap=None, temperature=1.0,
+    reduction='mean', watch=None)
 hard_label(student, teacher, mask=None, *, dim=-1, reduction='mean')
 hidden_cosine(student, teacher, mask=None, *, dim=-1)
 hidden_mse(student, teacher, mask=None, *, normalize=False, dim=-1)
@@ -163,7 +165,8 @@ variational_information(student, teacher, mask=None, *, variance, dim=1)
 """,
     "composer_distill.teachers": """
 AdapterFreeTeacher(*, start_dur=0.0, end_dur=1.0, name='student without adapters', weight=1.0)
-CachedTeacher(folder, teacher=None, *, name=None, weight=1.0, unfinished=False, tail='bucket')
+CachedTeacher(folder, teacher=None, *, name=None, weight=1.0, start_dur=0.0, end_dur=1.0,
+    unfinished=False, tail='bucket')
 EMATeacher(*, decay=0.999, update_every='1ba', warmup=0, start_dur=0.0, end_dur=1.0,
     name='EMA of the student', weight=1.0)
 Snapshot(*, start_dur=0.0, end_dur=1.0, name='snapshot of the student', weight=1.0)
@@ -173,8 +176,8 @@ Teacher(model, *, checkpoint=None, name=None, weight=1.0, start_dur=0.0, end_dur
 Teacher.from_pretrained(folder_or_name, **options)
 Teacher.from_composer_checkpoint(path, **options)
 cache_teacher(teacher, data, folder, *, top_k=None, samples=None, temperature=1.0, seed=0,
-    dtype=None, vocab_size=None, precision='fp32', device=None, views=None, shard_bytes=33554432,
-    progress_bar=False)
+    dtype=None, vocab_size=None, precision='fp32', device=None, views=None, sharded=False,
+    shard_bytes=33554432, progress_bar=False)
 load_weights(model, source, *, name='teacher', strict=True, ema=None)
 """,
 }
