@@ -116,7 +116,7 @@ class OnPolicy(Algorithm):
         if event is Event.INIT:
             self._prepare(state)
         elif event is Event.FIT_START:
-            self._meter = None  # a fit that was interrupted in a batch may have left one
+            self._start(state)
         elif event is Event.BATCH_START:
             self._replace(state)
         elif self._meter is not None:
@@ -142,7 +142,13 @@ class OnPolicy(Algorithm):
                 f"max_new_tokens={self.max_new_tokens} leaves no room for a prompt: the student's "
                 f"context has {writer.context} positions. Take fewer tokens."
             )
-        self._writer = writer
+        self._writer, self._store = writer, Store()  # nothing of a former Trainer's student
+
+    def _start(self, state: State) -> None:
+        """FIT_START: forget what a fit that was interrupted, or whose time was reset, has left."""
+        self._meter = None
+        if self._store.written_at >= int(state.timestamp.batch):
+            self._store = Store()
 
     def _replace(self, state: State) -> None:
         """BATCH_START: put text of the student in the place of the batch's own."""

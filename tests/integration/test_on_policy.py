@@ -16,6 +16,7 @@ from integration.harness import (
     logged,
     steps_of,
     train_by_hand,
+    trainer_for,
     weights,
 )
 from on_policy.by_hand import (
@@ -404,6 +405,20 @@ def test_a_resumed_run_ends_bitwise_where_the_straight_one_ends(kept, tmp_path):
         assert_same(resumed, straight)
         name = "on_policy/mean_length"
         assert entries_of(second)[name] == [e for e in entries_of(first)[name] if e[0] >= batch]
+
+
+def test_one_instance_in_several_trainers_and_fits_keeps_no_text_of_the_last():
+    data, algorithm = batches(2), OnPolicy(1.0, NEW, buffer_batches=3)
+    first, second = student(), student()
+    run(first, data, algorithm)
+    trainer = run(second, data, algorithm)
+    assert_same(second, first)
+    assert logged(trainer, "on_policy/staleness") == [0, 1]
+    trainer = trainer_for(student(), [algorithm], train_dataloader=loader(data), lr=LR)
+    trainer.fit()
+    trainer.fit(duration="1ep", reset_time=True)
+    trainer.close()
+    assert logged(trainer, "on_policy/staleness") == [0, 1, 0, 1]
 
 
 class LowRank(nn.Module):

@@ -40,12 +40,14 @@ def written(model, prompts, **options):
 @pytest.mark.parametrize(
     "options", [{}, {"temperature": 0.5, "top_p": 0.7}, {"temperature": 0.0}], ids=str
 )
-def test_a_student_writes_what_a_loop_samples(kind, options):
+def test_a_student_writes_what_a_loop_samples(kind, options, caplog):
     model = student(kind)
     # none of which belongs to the distribution that is learned on
     model.model.generation_config.update(top_k=2, repetition_penalty=3.0, min_new_tokens=9)
     prompts = prompts_by_hand(batches(size=6)[0])
+    caplog.clear()
     found = written(model, prompts, max_new_tokens=10, seed=5, **options)
+    assert not [each for each in caplog.records if each.name.startswith("transformers.generation")]
     expected = write_by_hand(model, prompts, 5, 10, **options)
     assert found == expected
     if kind != "t5" and options != {"temperature": 0.0}:
