@@ -2,8 +2,6 @@
 
 import copy
 import sys
-import traceback
-import warnings
 from pathlib import Path
 from unittest import mock
 
@@ -13,6 +11,7 @@ from composer.models import ComposerModel
 from composer.utils import FSDP2Config, FSDPConfig, dist
 from integration import language
 from integration.harness import entries_of, trainer_for
+from integration.workers.running import run_scenarios
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
@@ -186,20 +185,8 @@ def fsdp1(folder):
 SCENARIOS = [replicated, fsdp2, fsdp2_of_logits, fsdp1]
 
 
-def main(folder):
-    dist.initialize_dist("cpu")
-    torch.set_num_threads(1)
-    warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
-    warnings.filterwarnings("ignore", message="The _fsdp_wrap attribute will be removed")
-    for scenario in SCENARIOS:
-        try:
-            result = scenario(folder)
-        except Exception:
-            result = {"error": traceback.format_exc()}
-        torch.save(result, folder / f"{scenario.__name__}.{dist.get_global_rank()}.pt")
-        dist.barrier()
+IGNORED = ("The _fsdp_wrap attribute will be removed",)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run_scenarios(SCENARIOS, Path(sys.argv[1]), IGNORED)

@@ -4,8 +4,6 @@ Started by ``test_processes.py``, once, through Composer's launcher: ``ranks.py 
 """
 
 import sys
-import traceback
-import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,6 +40,7 @@ from integration.workers.resuming import (
     loaded_fsdp2_without_distillation,
 )
 from integration.workers.routing import judged_answers, routed_teachers, sharded_routes
+from integration.workers.running import run_scenarios
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -283,21 +282,9 @@ SHARDED = [
 ]
 
 
-def main(folder):
-    torch.set_num_threads(1)
-    warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
-    # torch's own, when it writes a sharded checkpoint
-    warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
-    # Composer's own, at the short last batch of a set
-    warnings.filterwarnings("ignore", message="Cannot split tensor of length")
-    for scenario in SCENARIOS + SHARDED:
-        try:
-            result = scenario(folder)
-        except Exception:
-            result = {"error": traceback.format_exc()}
-        torch.save(result, folder / f"{scenario.__name__}.{dist.get_global_rank()}.pt")
+# torch's own, when it writes a sharded checkpoint; Composer's, at the short last batch of a set
+IGNORED = ("TypedStorage is deprecated", "Cannot split tensor of length")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run_scenarios(SCENARIOS + SHARDED, Path(sys.argv[1]), IGNORED)

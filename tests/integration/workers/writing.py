@@ -1,8 +1,6 @@
 """Students that write in two processes. Started by ``test_on_policy_processes.py``, once."""
 
 import sys
-import traceback
-import warnings
 from pathlib import Path
 
 import torch
@@ -12,6 +10,7 @@ from composer.utils import FSDP2Config, dist
 from integration.harness import Spy, trainer_for, weights
 from integration.workers.common import found
 from integration.workers.resuming import local_weights
+from integration.workers.running import run_scenarios
 from on_policy.by_hand import EOS, PAD, batches, prompts_by_hand, student
 from torch.utils.data import DataLoader
 
@@ -148,21 +147,9 @@ SCENARIOS = [
 ]
 
 
-def main(folder):
-    dist.initialize_dist("cpu")
-    torch.set_num_threads(1)
-    warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
-    # torch's own, when it writes a sharded checkpoint
-    warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
-    for scenario in SCENARIOS:
-        try:
-            result = scenario(folder)
-        except Exception:
-            result = {"error": traceback.format_exc()}
-        torch.save(result, folder / f"{scenario.__name__}.{dist.get_global_rank()}.pt")
-        dist.barrier()
+# torch's own, when it writes a sharded checkpoint
+IGNORED = ("TypedStorage is deprecated",)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run_scenarios(SCENARIOS, Path(sys.argv[1]), IGNORED)
