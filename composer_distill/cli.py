@@ -53,6 +53,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     inspect.add_argument("source", metavar="PATH", help="a path, or the URI of an object store")
     inspect.set_defaults(run=_inspect)
+    _add_plan(commands)
     return parser
 
 
@@ -109,6 +110,62 @@ def _add_cache(commands: Any) -> None:
     cache.add_argument("--precision", default="fp32", choices=("fp32", "amp_bf16", "amp_fp16"))
     cache.add_argument("--device", choices=("cpu", "gpu"), help="default: a GPU where there is one")
     cache.set_defaults(run=_cache)
+
+
+def _add_plan(commands: Any) -> None:
+    from composer_distill.planning.cost import GPUS
+    from composer_distill.planning.memory import PRECISIONS
+
+    plan = commands.add_parser(
+        "plan",
+        help="tell how much memory and time a distillation takes, by arithmetic",
+        description="Print what a language model's distillation takes on each GPU, with teachers "
+        "whole, cut, offloaded or cached. A MODEL is 1b, 3b, 8b or 70b; a Hugging Face folder; or "
+        "layers=32,hidden=4096,vocab=128256.",
+    )
+    plan.add_argument("--student", required=True, metavar="MODEL")
+    plan.add_argument("--teacher", required=True, metavar="MODEL")
+    plan.add_argument("--gpus", required=True, type=_positive_integer, metavar="N")
+    plan.add_argument("--gpu", default="h100", choices=tuple(GPUS), help="default: %(default)s")
+    number = {"type": _positive_integer, "metavar": "N"}
+    plan.add_argument("--texts", default=1, help="that a GPU reads at a time", **number)
+    plan.add_argument("--length", default=2048, help="tokens of a text", **number)
+    plan.add_argument("--microbatches", default=1, help="of a GPU in a step", **number)
+    plan.add_argument("--precision", default="amp_bf16", choices=PRECISIONS)
+    plan.add_argument("--checkpointing", action="store_true", help="of activations")
+    plan.add_argument("--fused", action="store_true", help="with FusedLinearKL as the loss")
+    plan.add_argument(
+        "--utilisation",
+        type=_share,
+        default=0.4,
+        metavar="U",
+        help="share of its speed that a GPU reaches (default: %(default)s)",
+    )
+    plan.set_defaults(run=_plan)
+
+
+def _plan(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    from composer_distill.planning.cost import GPUS
+    from composer_distill.planning.memory import Plan
+    from composer_distill.planning.report import report
+    from composer_distill.planning.shapes import read_shape
+
+    try:
+        plan = Plan(
+            read_shape(options.student, "--student"),
+            read_shape(options.teacher, "--teacher"),
+            gpus=options.gpus,
+            rows=options.texts,
+            length=options.length,
+            microbatches=options.microbatches,
+            precision=options.precision,
+            fused=options.fused,
+            checkpointing=options.checkpointing,
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    print(report(plan, options.gpu, GPUS[options.gpu], options.utilisation))
+    return 0
 
 
 def _cache(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
@@ -201,4 +258,14 @@ def _positive_integer(text: str) -> int:
         number = 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"needs an integer of at least 1, got {text!r}")
+    return number
+
+
+def _share(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0.0 < number <= 1.0:
+        raise argparse.ArgumentTypeError(f"needs a number above 0 and up to 1, got {text!r}")
     return number

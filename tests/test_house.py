@@ -19,7 +19,7 @@ FLOORS = (
     ("teachers",),
     ("caching",),
     ("losses", "weights", "schedule"),
-    ("notes", "threads"),
+    ("notes", "threads", "planning"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 HALL = "__init__"  # hands the public names on, so that it knows those of any room
