@@ -93,24 +93,9 @@ class Contest(Callback):
 
     def __init__(self, work: Workload):
         self.work, self.student = work, work.student()
-        teachers = [work.teacher(1 + index) for index in range(4)]
-        self.teacher = teachers[0]
-        self.by_hand = ByHand(self.student, self.teacher, work)
-        loss, weights = KLDivergence(temperature=work.temperature), (KD_WEIGHT, TASK_WEIGHT)
-        never = {"start_dur": "1000000000ba", "end_dur": "1000000001ba"}
-        self.algorithms: dict[str, list[Algorithm]] = {
-            STUDENT: [],
-            AGAIN: [],
-            TEACHER: [],
-            BY_HAND: [],
-            QUIET: [Distillation(self.teacher, loss, *weights, telemetry=False)],
-            DEFAULT: [Distillation(self.teacher, loss, *weights)],
-            FOUR_QUIET: [
-                Distillation(teachers, loss, *weights, n_teachers_to_sample=1, telemetry=False)
-            ],
-            FOUR: [Distillation(teachers, loss, *weights, n_teachers_to_sample=1)],
-            OUTSIDE: [Distillation(self.teacher, loss, *weights, **never)],
-        }
+        self.teacher = work.teacher(1)
+        self.by_hand = self.written()
+        self.algorithms = self.contestants()
         self.turns: Iterator[str] = iter(())
         self.turn = STUDENT
         self.start = now()
@@ -125,6 +110,30 @@ class Contest(Callback):
             device="cpu",
             progress_bar=False,
         )
+
+    def written(self) -> ByHand:
+        """Return the distillation by hand."""
+        return ByHand(self.student, self.teacher, self.work)
+
+    def contestants(self) -> dict[str, list[Algorithm]]:
+        """Return the algorithms of each."""
+        teachers = [self.teacher, *(self.work.teacher(2 + index) for index in range(3))]
+        loss = KLDivergence(temperature=self.work.temperature)
+        weights = KD_WEIGHT, TASK_WEIGHT
+        never = {"start_dur": "1000000000ba", "end_dur": "1000000001ba"}
+        return {
+            STUDENT: [],
+            AGAIN: [],
+            TEACHER: [],
+            BY_HAND: [],
+            QUIET: [Distillation(self.teacher, loss, *weights, telemetry=False)],
+            DEFAULT: [Distillation(self.teacher, loss, *weights)],
+            FOUR_QUIET: [
+                Distillation(teachers, loss, *weights, n_teachers_to_sample=1, telemetry=False)
+            ],
+            FOUR: [Distillation(teachers, loss, *weights, n_teachers_to_sample=1)],
+            OUTSIDE: [Distillation(self.teacher, loss, *weights, **never)],
+        }
 
     def batch_start(self, state, logger):
         self.turn = next(self.turns)
