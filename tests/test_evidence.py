@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # as `python -m tests.benchmarks.evidence.…` has it
 
-from tests.benchmarks.evidence import dark_knowledge, tuning  # noqa: E402
+from tests.benchmarks.evidence import dark_knowledge, expect, tuning  # noqa: E402
 from tests.benchmarks.evidence import runs as settings  # noqa: E402
 from tests.benchmarks.evidence.experiment import collect, load, main  # noqa: E402
 from tests.benchmarks.evidence.pages import DOCS, EXPERIMENTS, render, shown  # noqa: E402
@@ -199,3 +199,41 @@ def test_the_best_shift_is_the_smallest_of_the_best():
     logits[0, 1], logits[1, 4] = 2.05, 7.05
     labels = torch.tensor([dark_knowledge.ABSENT, 4])
     assert dark_knowledge.best_shift(logits, labels) == pytest.approx(2.1)
+
+
+def test_what_to_expect_shows_the_json_of_every_experiment():
+    page = expect.PAGE.read_text("utf-8")
+    assert expect.shown(page) == expect.render()
+    asked = {question.experiment for question in expect.QUESTIONS}
+    assert asked == {experiment.name for experiment in EXPERIMENTS}
+
+
+def test_what_to_expect_compares_the_best_of_the_tuning():
+    (question,) = (q for q in expect.QUESTIONS if q.experiment == "tuning")
+    document = load(PAGES / "tuning.json")
+    assert question.base == tuning.best(document, "alone")
+    assert question.row == tuning.best(document, "distilled")
+
+
+def test_an_interval_is_students():
+    runs = [("a", seed, 0.0) for seed in (1, 2, 3)] + [("b", 1, 0.1), ("b", 2, 0.2), ("b", 3, 0.3)]
+    document = {"runs": [{"row": r, "seed": s, "nll": v} for r, s, v in runs]}
+    difference, half = expect.interval(document, expect.Question("", "", "a", "b"))
+    assert difference == pytest.approx(0.2)
+    assert half == pytest.approx(4.302653 * 0.1 / 3**0.5)  # two degrees of freedom
+    alone = {"runs": [run for run in document["runs"] if run["seed"] == 1]}
+    assert expect.interval(alone, expect.Question("", "", "a", "b"))[1] == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("difference", "metric", "said"),
+    [
+        (-0.2, "nll", expect.GAIN),
+        (0.2, "nll", expect.LOSS),
+        (0.2, "accuracy", expect.GAIN),
+        (-0.2, "accuracy", expect.LOSS),
+        (0.1, "accuracy", expect.UNCLEAR),
+    ],
+)
+def test_a_verdict_needs_an_interval_without_0(difference, metric, said):
+    assert expect.verdict(difference, 0.1, metric) == said

@@ -32,4 +32,4 @@ class RealSettings:
     smoke: bool = False
 
 
-SMOKE = RealSettings(length=16, batch_size=2, steps=2, points=1, held_out=4, smoke=True)
+SMOKE = RealSettings(length=16, batch_size=2, steps=4, points=1, held_out=4, smoke=True)

@@ -12,6 +12,7 @@ from tests.benchmarks.evidence import (
     copied_layers,
     dark_knowledge,
     efficiency,
+    expect,
     few_labels,
     other_teachers,
     poor_teacher,
@@ -60,6 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
         source = given.output / f"{experiment.name}.json"
         if source.exists():
             bring(experiment, source)
+    expect.write()
 
 
 def bring(experiment: Experiment, source: Path) -> None:
