@@ -31,10 +31,10 @@ AGAIN = [found for found in ARCHITECTURES if found[2] in LISTED - zoo.TOO_LARGE]
 
 def check(kind, model_type, name):
     student, teacher = (zoo.build(model_type, name, seed) for seed in (1, 2))
-    batch = zoo.for_model(student, zoo.batch_of(kind))
+    batch = zoo.for_model(student, zoo.batch_of(kind, student))
     expected = zoo.by_hand(student, teacher, batch, kind)
     logged = zoo.logged_kl(student, teacher, batch, kind)
-    assert logged == pytest.approx(expected, rel=1e-4, abs=1e-8)
+    assert logged == pytest.approx(expected, rel=1e-4, abs=3e-7)  # float32 near agreement
 
 
 @pytest.mark.filterwarnings("ignore")  # of transformers, about settings that are this small

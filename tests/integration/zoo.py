@@ -29,7 +29,14 @@ KINDS = {
     "images": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
     "pixels": "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES",
     "ctc": "MODEL_FOR_CTC_MAPPING_NAMES",
+    "speech": "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
+    "sounds": "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES",
+    "frames": "MODEL_FOR_AUDIO_FRAME_CLASSIFICATION_MAPPING_NAMES",
+    "choices": "MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES",
+    "captions": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",  # turns without a picture
 }
+WIDER = {"speech": "seq2seq", "captions": "causal"}  # has some of the classes too
+SOUND = ("speech", "sounds", "frames", "ctc")
 
 _WIDTHS = [
     "hidden_size",
@@ -93,6 +100,9 @@ _SMALL = {
     "num_experts_per_tok": 2, "decoder_vocab_size": VOCAB,
     "entity_vocab_size": 8, "vocab_size_per_layer_input": VOCAB, "pooler_hidden_size": 32,
     "reference_compile": False, "d_latents": 32, "num_latents": 8, "d_model_latents": 32,
+    "max_source_positions": 32, "max_target_positions": 64, "num_mel_bins": 8, "input_channels": 1,
+    "input_feat_per_channel": 8, "conv_channels": 16, "num_conv_layers": 2,
+    "vision_feature_layer": -1,
 }  # fmt: skip
 
 
@@ -110,7 +120,11 @@ NOT_COVERED = {
     "its loss shifts twice, a fault of transformers: its class decides": ["MoshiForCausalLM"],
     "has no loss of its own: for inference alone": ["DeiTForImageClassificationWithTeacher"],
     "has sizes or parts that the recipe for all does not know": [
+        "ASTForAudioClassification",
         "BeitForSemanticSegmentation",
+        "Blip2ForConditionalGeneration",
+        "BlipForConditionalGeneration",
+        "ChameleonForConditionalGeneration",
         "CodeGenForCausalLM",
         "DPTForSemanticSegmentation",
         "Data2VecVisionForSemanticSegmentation",
@@ -121,14 +135,17 @@ NOT_COVERED = {
         "EfficientFormerForImageClassificationWithTeacher",
         "EfficientNetForImageClassification",
         "Emu3ForCausalLM",
+        "Emu3ForConditionalGeneration",
         "EncoderDecoderModel",
         "EsmForMaskedLM",
         "EsmForSequenceClassification",
         "EsmForTokenClassification",
         "GitForCausalLM",
+        "Glm4vForConditionalGeneration",
         "GraniteMoeHybridForCausalLM",
         "JetMoeForCausalLM",
         "JetMoeForSequenceClassification",
+        "KyutaiSpeechToTextForConditionalGeneration",
         "LayoutLMv3ForQuestionAnswering",
         "LayoutLMv3ForSequenceClassification",
         "LayoutLMv3ForTokenClassification",
@@ -141,8 +158,10 @@ NOT_COVERED = {
         "MCTCTForCTC",
         "Mamba2ForCausalLM",
         "MllamaForCausalLM",
+        "MllamaForConditionalGeneration",
         "MobileViTV2ForImageClassification",
         "MobileViTV2ForSemanticSegmentation",
+        "MoonshineForConditionalGeneration",
         "MusicgenForCausalLM",
         "MusicgenMelodyForCausalLM",
         "NemotronForCausalLM",
@@ -153,19 +172,24 @@ NOT_COVERED = {
         "PerceiverForImageClassificationFourier",
         "PerceiverForMaskedLM",
         "Phi4MultimodalForCausalLM",
+        "Qwen2VLForConditionalGeneration",
+        "Qwen2_5_VLForConditionalGeneration",
         "ReformerForMaskedLM",
         "ReformerForQuestionAnswering",
         "ReformerForSequenceClassification",
         "ReformerModelWithLMHead",
         "Siglip2ForImageClassification",
         "Speech2Text2ForCausalLM",
+        "SpeechEncoderDecoderModel",
         "SwinForImageClassification",
         "T5GemmaForConditionalGeneration",
         "T5GemmaForSequenceClassification",
         "T5GemmaForTokenClassification",
         "TransfoXLForSequenceClassification",
         "TransfoXLLMHeadModel",
+        "UdopForConditionalGeneration",
         "ViTHybridForImageClassification",
+        "VisionEncoderDecoderModel",
         "Wav2Vec2BertForCTC",
         "Wav2Vec2ConformerForCTC",
         "Zamba2ForCausalLM",
@@ -190,6 +214,7 @@ NOT_COVERED = {
         "LayoutLMv2ForTokenClassification",
         "NatForImageClassification",
         "QDQBertForMaskedLM",
+        "QDQBertForMultipleChoice",
         "QDQBertForQuestionAnswering",
         "QDQBertForSequenceClassification",
         "QDQBertForTokenClassification",
@@ -198,13 +223,21 @@ NOT_COVERED = {
     ],
     "needs more than words or a picture in the batch": [
         "BrosForTokenClassification",
+        "DiaForConditionalGeneration",
+        "IdeficsForVisionText2Text",
         "ImageGPTForImageClassification",
+        "InstructBlipForConditionalGeneration",
+        "Kosmos2ForConditionalGeneration",
+        "LongformerForMultipleChoice",
         "LongformerForQuestionAnswering",
         "LxmertForQuestionAnswering",
+        "Pix2StructForConditionalGeneration",
+        "Pop2PianoForConditionalGeneration",
         "ShieldGemma2ForImageClassification",
         "Wav2Vec2ForMaskedLM",
         "XmodForCausalLM",
         "XmodForMaskedLM",
+        "XmodForMultipleChoice",
         "XmodForQuestionAnswering",
         "XmodForSequenceClassification",
         "XmodForTokenClassification",
@@ -216,10 +249,11 @@ TOO_LARGE = set(NOT_COVERED["is not small at any size, or slow"])
 def architectures(kind: str) -> list[tuple[str, str]]:
     """Return the model types and class names of a kind, each class once."""
     found: dict[str, str] = {}
+    known = {name for _, name in architectures(WIDER[kind])} if kind in WIDER else set()
     for model_type, names in getattr(modeling_auto, KINDS[kind]).items():
         for name in names if isinstance(names, (tuple, list)) else (names,):
             found.setdefault(name, model_type)
-    return [(model_type, name) for name, model_type in found.items()]
+    return [(model_type, name) for name, model_type in found.items() if name not in known]
 
 
 def shrink(config: Any) -> Any:
@@ -248,13 +282,15 @@ def build(model_type: str, name: str, seed: int) -> torch.nn.Module:
         return getattr(transformers, name)(config).eval()
 
 
-def batch_of(kind: str) -> dict[str, Tensor]:
+def batch_of(kind: str, model: torch.nn.Module) -> dict[str, Tensor]:
     """Return a batch with padding, and labels for some of its positions."""
+    if kind in SOUND:
+        return _sound_of(kind, model)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(4, VOCAB, (4, LENGTH), generator=generator)
     mask = (torch.arange(LENGTH) < torch.tensor([[8], [5], [6], [8]])).long()
     batch = {"input_ids": ids.masked_fill(mask == 0, 1), "attention_mask": mask}
-    if kind == "causal":
+    if kind in ("causal", "captions"):
         batch["labels"] = ids.masked_fill((mask == 0) | (torch.arange(LENGTH) < 3), -100)
     elif kind == "masked":
         batch["labels"] = ids.masked_fill(torch.arange(LENGTH) % 2 == 0, -100)
@@ -274,12 +310,33 @@ def batch_of(kind: str) -> dict[str, Tensor]:
         batch = {"pixel_values": torch.randn(2, 3, 64, 64, generator=generator)}
         labels = torch.randint(0, CLASSES, (2, 64, 64), generator=generator)
         batch["labels"] = labels if kind == "pixels" else labels[:, 0, 0]
-    elif kind == "ctc":
-        sound = torch.randn(2, 400, generator=generator)
-        heard = (torch.arange(400) < torch.tensor([[400], [120]])).long()
-        labels = torch.tensor([[3, 4, 5], [6, 7, -100]])
-        batch = {"input_values": sound * heard, "attention_mask": heard, "labels": labels}
+    elif kind == "choices":
+        rows = {name: batch[name][:, None].expand(-1, 3, -1) for name in batch}
+        batch = {**rows, "labels": torch.tensor([0, 1, 2, 0])}
     return batch
+
+
+def _sound_of(kind: str, model: Any) -> dict[str, Tensor]:
+    """Return two sounds, or their spectra, of unlike length, and labels."""
+    generator = torch.Generator().manual_seed(0)
+    config, waves = model.config, model.main_input_name == "input_values"
+    length = {"ctc": 400, "speech": 4000}.get(kind, 800) if waves else 64
+    width = getattr(config, "feature_projection_input_dim", getattr(config, "num_mel_bins", 8))
+    sound = torch.randn(2, length, *([] if waves else [width]), generator=generator)
+    heard = (torch.arange(length) < torch.tensor([[length], [3 * length // 10]])).long()
+    batch = {"input_values" if waves else "input_features": sound, "attention_mask": heard}
+    if waves:
+        batch["input_values"] = sound * heard
+    elif "Whisper" in type(model).__name__:  # always hears as much
+        batch = {"input_features": sound.transpose(1, 2)}
+    if kind == "sounds":
+        return {**batch, "labels": torch.tensor([0, 1])}
+    if kind == "frames":
+        with torch.no_grad():
+            shape = model(**for_model(model, batch)).logits.shape[:2]
+        frames = torch.randint(0, CLASSES, shape, generator=generator)
+        return {**batch, "labels": torch.nn.functional.one_hot(frames, CLASSES)}
+    return {**batch, "labels": torch.tensor([[3, 4, 5], [6, 7, -100]])}
 
 
 def for_model(model: torch.nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -321,12 +378,12 @@ def by_hand(student: torch.nn.Module, teacher: torch.nn.Module, batch: Any, kind
     kl = _kl(ours.logits, theirs.logits, axis)
     named = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     generates = student.config.is_encoder_decoder or type(student).__name__ in named
-    if kind in ("causal", "seq2seq") or (kind == "masked" and generates):
+    if kind in ("causal", "captions", "seq2seq", "speech") or (kind == "masked" and generates):
         (gradient,) = torch.autograd.grad(ours.loss, ours.logits)
         kl = kl[gradient.abs().sum(-1) > 0]
     elif kind in ("masked", "tokens"):
         kl = kl[batch["attention_mask"] == 1] if "attention_mask" in batch else kl
-    elif kind == "ctc" and "attention_mask" in batch:
+    elif kind in ("ctc", "frames") and "attention_mask" in batch:
         kl = kl[
             student._get_feature_vector_attention_mask(kl.shape[1], batch["attention_mask"]).bool()
         ]
@@ -334,5 +391,6 @@ def by_hand(student: torch.nn.Module, teacher: torch.nn.Module, batch: Any, kind
 
 
 def _kl(student: Tensor, teacher: Tensor, axis: int = -1) -> Tensor:
+    student, teacher = student.double(), teacher.double()  # near agreement float32 is not enough
     p = teacher.softmax(axis)
     return (p * (teacher.log_softmax(axis) - student.log_softmax(axis))).sum(axis).detach()
