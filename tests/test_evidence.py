@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # as `python -m tests.benchmarks.evidence.…` has it
 
-from tests.benchmarks.evidence import dark_knowledge, expect, tuning  # noqa: E402
+from tests.benchmarks.evidence import dark_knowledge, expect, fashion, tuning  # noqa: E402
 from tests.benchmarks.evidence import runs as settings  # noqa: E402
 from tests.benchmarks.evidence.experiment import collect, load, main  # noqa: E402
 from tests.benchmarks.evidence.pages import DOCS, EXPERIMENTS, render, shown  # noqa: E402
@@ -41,6 +41,8 @@ def threads():
 @each_experiment
 @pytest.mark.filterwarnings("ignore:Some targets have less than 1 total probability")
 def test_an_experiment_runs_end_to_end(experiment, folder, threads, capsys):
+    if lacking := experiment.missing(experiment.scales[True], folder):
+        pytest.skip(lacking)
     main(experiment, ["--output", str(folder), "--fast", "--seeds", "1"])
     document = load(folder / f"{experiment.name}.json")
     assert rows_of(document) == list(experiment.rows(1, experiment.scales[True]))
@@ -116,6 +118,22 @@ def rows(experiment, seed):
         ("other_teachers", "a teacher for each half: averaged", "accuracy", "87.9 % averaged"),
         ("other_teachers", "poor teacher: where above 0.5", "nll", "alone 0.096"),
         ("other_teachers", "poor teacher: all answers", "nll", "all of them 1.407"),
+        ("fashion", "medium: mean of 3", "accuracy", "bring 88.5 %"),
+        ("fashion", "medium: alone", "accuracy", "against 88.1 % alone"),
+        ("fashion", "medium: twice as long", "accuracy", "as long 89.4 %"),
+        ("fashion", fashion.FEW + "alone", "accuracy", "against 77.0 %"),
+        (
+            "fashion",
+            fashion.FEW + "all images unlabelled, teacher of these labels",
+            "accuracy",
+            "any 81.5 %",
+        ),
+        (
+            "fashion",
+            fashion.FEW + "all images unlabelled, teacher of all labels",
+            "accuracy",
+            "or 88.5 %",
+        ),
         ("few_labels", "50 labels: alone", "accuracy", "82.6 %"),
         ("few_labels", "100 labels: alone", "accuracy", "88.0 %"),
         (
@@ -152,6 +170,22 @@ def test_both_sides_use_what_the_tuning_preferred():
         }
     assert chosen("distilled")["temperature"] == settings.TEMPERATURE
     assert chosen("smoothed")["smoothing"] == settings.SMOOTHING
+
+
+@pytest.mark.parametrize(("module", "label"), [(fashion, "fashion")], ids=["fashion"])
+def test_students_of_real_data_use_what_the_tuning_preferred(module, label):
+    document = load(PAGES / f"{label}.json")
+    for kind, rate in module.RATES.items():
+        grid = [row for row in rows_of(document) if row.startswith(f"{module.TUNING}{kind}:")]
+        assert len(grid) == len(module.GRID)
+        found = min(grid, key=lambda row: values(document, row, "nll")[0])
+        assert found == f"{module.TUNING}{kind}: {rate:g}"
+
+
+def test_what_is_missing_ends_the_command(tmp_path, threads):
+    experiment = replace(EXPERIMENTS[0], missing=lambda scale, folder: "install it")
+    with pytest.raises(SystemExit, match="install it"):
+        main(experiment, ["--output", str(tmp_path), "--fast"])
 
 
 def test_a_run_that_is_there_is_not_repeated(folder, threads, capsys):

@@ -41,6 +41,7 @@ class Question:
 
 
 UNLABELLED = "no labels: distilled on 1000 unlabelled images"
+ONE_PERCENT = "1 % of labels: "
 OF_THE_SAME = "distilled on 1000 unlabelled images, teacher of the same labels"
 QUESTIONS = (
     Question(
@@ -136,6 +137,34 @@ QUESTIONS = (
     ),
     Question("characters: random weights", "copied_layers", "random, alone", "random, distilled"),
     Question("characters: copied layers", "copied_layers", "copied, alone", "copied, distilled"),
+    Question(
+        "Fashion-MNIST, 550 labels and unlabelled images; the teacher saw the same labels",
+        "fashion",
+        f"{ONE_PERCENT}alone",
+        f"{ONE_PERCENT}all images unlabelled, teacher of these labels",
+        "accuracy",
+    ),
+    Question(
+        "Fashion-MNIST, no label, a teacher of all labels; against 550 labels",
+        "fashion",
+        f"{ONE_PERCENT}alone",
+        f"{ONE_PERCENT}all images unlabelled, teacher of all labels",
+        "accuracy",
+    ),
+    Question(
+        "Fashion-MNIST, all labels, three teachers",
+        "fashion",
+        "medium: alone",
+        "medium: mean of 3",
+        "accuracy",
+    ),
+    Question(
+        "the same; against twice the steps alone",
+        "fashion",
+        "medium: twice as long",
+        "medium: mean of 3",
+        "accuracy",
+    ),
     Question(
         "all labels, each side's best settings, two seeds",
         "tuning",

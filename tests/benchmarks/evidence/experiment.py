@@ -51,6 +51,8 @@ class Experiment:
         seeds: How many, unless the command line says otherwise.
         scales: What the rows are made for, and what for with ``--fast``.
         packages: Those whose versions are told.
+        missing: Returns what to install where data or models are missing, from the scale and the
+            folder of the results; None where nothing is missing.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Experiment:
     seeds: int = 5
     scales: tuple[Any, Any] = (runs.Scale(), runs.FAST)
     packages: tuple[str, ...] = _PACKAGES
+    missing: Callable[[Any, Path], str | None] = lambda scale, folder: None
 
 
 def main(experiment: Experiment, arguments: list[str] | None = None) -> None:
@@ -73,6 +76,8 @@ def main(experiment: Experiment, arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)  # for models this small more threads only wait for each other
     scale = experiment.scales[given.fast]
+    if lacking := experiment.missing(scale, given.output):
+        raise SystemExit(lacking)
     document = collect(experiment, given.seeds, scale, given.output)
     text = f"{facts(document)}\n\n{experiment.table(document)}\n"
     (given.output / f"{experiment.name}.md").write_text(text, encoding="utf-8")

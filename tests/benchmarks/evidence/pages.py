@@ -13,6 +13,7 @@ from tests.benchmarks.evidence import (
     dark_knowledge,
     efficiency,
     expect,
+    fashion,
     few_labels,
     other_teachers,
     poor_teacher,
@@ -36,6 +37,7 @@ EXPERIMENTS = [
         temperature,
         other_teachers,
         copied_layers,
+        fashion,
         tuning,
     )
 ]
