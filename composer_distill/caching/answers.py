@@ -97,7 +97,7 @@ class Answers:
             label_keys: Names of entries that are no input.
         """
         manifest = self._cache.manifest
-        read = read_batch(view, manifest.fields, label_keys)
+        read = read_batch(view, manifest.fields, label_keys, manifest.lacked)
         places = self._cache.find(read.keys)
         missing = int((places == MISSING).sum())
         kept = [] if missing else places.tolist()
@@ -122,7 +122,7 @@ class Answers:
             - logits: ``(B, ..., C)``.
         """
         manifest = self._cache.manifest
-        read = read_batch(view, manifest.fields, label_keys)
+        read = read_batch(view, manifest.fields, label_keys, manifest.lacked)
         samples = list(logits)
         if manifest.by_position and read.mask is not None:
             samples = [one[kept] for one, kept in zip(logits, read.mask, strict=True)]

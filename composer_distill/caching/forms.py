@@ -49,6 +49,10 @@ def _is_temperature(value: Any) -> bool:
     return type(value) in (int, float) and 0 < value < math.inf
 
 
+def _are_names(value: Any) -> bool:
+    return type(value) in (tuple, list) and all(map(_is_text, value))
+
+
 def _is_dtype(value: Any) -> bool:
     return _is_text(value) and (not value or isinstance(vars(torch).get(value), torch.dtype))
 
@@ -65,7 +69,8 @@ _FORMS: Mapping[str, Callable[[Any], bool]] = {
     "finished": lambda value: type(value) is bool,
     "by_position": lambda value: type(value) is bool,
     "classes": lambda value: _is_count(value) and value < _LARGEST,
-    "fields": _or_none(lambda value: type(value) in (tuple, list) and all(map(_is_text, value))),
+    "fields": _or_none(_are_names),
+    "lacked": _are_names,
     "samples": _is_count,
     "positions": _is_count,
     "bytes": _is_count,

@@ -19,7 +19,7 @@ from composer_distill.weights.wording import plain
 NO_LABEL = -100
 _MASKS = ("attention_mask", "decoder_attention_mask")
 # Entries with one value a position: what stands at padding is not read
-_BY_POSITION = ("input_ids", "token_type_ids", "position_ids", "sequence_id")
+BY_POSITION = ("input_ids", "token_type_ids", "position_ids", "sequence_id")
 _BY_DECODER_POSITION = ("decoder_input_ids", "labels")
 
 
@@ -44,7 +44,12 @@ class _Cut(NamedTuple):
     last: np.ndarray
 
 
-def read_batch(batch: Any, fields: Sequence[str] | None, label_keys: Collection[str] = ()) -> Read:
+def read_batch(
+    batch: Any,
+    fields: Sequence[str] | None,
+    label_keys: Collection[str] = (),
+    lacked: Collection[str] = (),
+) -> Read:
     """Return what a teacher reads of each sample of a batch.
 
     Args:
@@ -52,10 +57,12 @@ def read_batch(batch: Any, fields: Sequence[str] | None, label_keys: Collection[
         fields: Names of a mapping's entries that the teacher reads; None for all but
             ``label_keys``.
         label_keys: Names of entries that are read only where ``fields`` names them.
+        lacked: Names of entries that the teacher reads too, and that a batch may not have.
 
     Raises:
         TypeError: If something that is read is neither tensor nor plain data.
-        ValueError: If the samples can't be told apart, or an entry of ``fields`` is missing.
+        ValueError: If the samples can't be told apart, an entry of ``fields`` is missing, or one of
+            ``lacked`` is there.
 
     Example:
         >>> short = {"input_ids": torch.tensor([[5, 6]])}
@@ -64,7 +71,7 @@ def read_batch(batch: Any, fields: Sequence[str] | None, label_keys: Collection[
         >>> bool((read_batch(short, None).keys == read_batch(padded, None).keys).all())
         True
     """
-    entries = dict(_entries(batch, fields, frozenset(label_keys)))
+    entries = dict(_entries(batch, fields, frozenset(label_keys), lacked))
     count = _count(entries)
     masks = {name: _cut(entries.pop(name)) for name in _MASKS if _is_mask(entries.get(name))}
     if "labels" in entries and "decoder_attention_mask" not in masks and fields is not None:
@@ -89,13 +96,22 @@ def _answered(masks: Mapping[str, _Cut], entries: Mapping[str, Any]) -> Tensor |
     return None if cut is None else torch.from_numpy(cut.mask != 0)
 
 
-def _entries(batch: Any, fields: Sequence[str] | None, labels: frozenset[str]) -> Iterator[Any]:
+def _entries(
+    batch: Any, fields: Sequence[str] | None, labels: frozenset[str], lacked: Collection[str]
+) -> Iterator[Any]:
     """Give the names and values of what is read."""
     if isinstance(batch, Sequence) and not isinstance(batch, str) and batch:
         batch = batch[0]
     if not isinstance(batch, Mapping):
         yield "", batch
         return
+    for name in lacked:
+        if batch.get(name) is not None:
+            raise ValueError(
+                f"the batch holds {plain(name)!r}, which the teacher would read too, and which no "
+                "batch held when its answers were kept. Use the data and the collator that the "
+                "cache was written with."
+            )
     names = [name for name in batch if name not in labels] if fields is None else fields
     for name in names:
         if name in batch and batch[name] is not None:
@@ -138,7 +154,7 @@ def _cut(mask: Tensor) -> _Cut:
 
 
 def _governed(name: str) -> tuple[str, ...]:
-    return _BY_POSITION if name == _MASKS[0] else _BY_DECODER_POSITION
+    return BY_POSITION if name == _MASKS[0] else _BY_DECODER_POSITION
 
 
 def _is_cut(value: Any, cut: _Cut) -> bool:
@@ -153,7 +169,7 @@ def _tells_all(cut: _Cut, name: str, entries: Mapping[str, Any]) -> bool:
         if isinstance(value, Tensor) and tuple(value.shape[:2]) == cut.mask.shape
     }
     cut_by_it = {key for key in _governed(name) if _is_cut(entries.get(key), cut)}
-    others = {key for key in about if key in (*_BY_POSITION, *_BY_DECODER_POSITION)}
+    others = {key for key in about if key in (*BY_POSITION, *_BY_DECODER_POSITION)}
     return bool(cut_by_it) and about - others == set()
 
 

@@ -13,6 +13,8 @@ from composer_distill.weights.wording import plain
 MANIFEST = "manifest.json"
 FORMAT = "composer-distill cache"
 VERSION = 1
+_WRAPPER = "HuggingFaceModel"  # Composer's, whose weights are those of the model within
+_OF_FEW = ("temperature", "seed")  # which whole logits have none of
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Manifest:
         by_position: Whether an answer holds the positions that are attended to, and not the
             whole tensor of a sample.
         fields: Names of the batch's entries that the teacher read; None for all but labels.
+        lacked: Names of others that it reads, and that no batch had.
         samples: How many samples are there.
         positions: How many positions they have.
         bytes: The size of the shards.
@@ -67,6 +70,7 @@ class Manifest:
     dtype: str = ""
     by_position: bool = False
     fields: tuple[str, ...] | None = None
+    lacked: tuple[str, ...] = ()
     samples: int = 0
     positions: int = 0
     bytes: int = 0
@@ -129,8 +133,8 @@ def from_json(text: str, where: str) -> Manifest:
         names = {entry.name for entry in fields(Manifest)}
         found = {name: value for name, value in entries.items() if name in names}
         check_forms(found)
-        if found.get("fields") is not None:
-            found["fields"] = tuple(found["fields"])
+        for name in {"fields", "lacked"} & found.keys():
+            found[name] = None if found[name] is None else tuple(found[name])
         _check_shards(found.get("shards", {}))
         return Manifest(Recipe(**recipe), **found)
     except (AttributeError, KeyError, TypeError, RecursionError) as error:
@@ -158,17 +162,36 @@ def check_same(kept: Recipe, wanted: Recipe, where: str) -> None:
     Raises:
         ValueError: Naming what differs.
     """
-    differing = [
-        f"{entry.name} {getattr(kept, entry.name)!r} where now it is "
-        f"{getattr(wanted, entry.name)!r}"
-        for entry in fields(Recipe)
-        if getattr(kept, entry.name) != getattr(wanted, entry.name)
-    ]
+    differing = []
+    if (kept.kind, kept.count) != (wanted.kind, wanted.count):
+        differing.append(f"{_what(kept)} where now it is {_what(wanted)}")
+    for name in ("teacher", "temperature", "seed", "dtype", "vocab_size", "tokenizer"):
+        before, now = getattr(kept, name), getattr(wanted, name)
+        alike = before == now or (name == "teacher" and same_teacher(before, now))
+        if not alike and not (name in _OF_FEW and None in (before, now)):
+            differing.append(f"{name} {before!r} where now it is {now!r}")
     if differing:
         raise ValueError(
             f"{where} holds a cache with {'; '.join(differing)}. Nothing was changed in it. Give "
             "another folder, or the same teacher and arguments."
         )
+
+
+def same_teacher(identity: str, other: str) -> bool:
+    """Return whether two teachers answer alike: one may be the other in Composer's wrapper.
+
+    Example:
+        >>> same_teacher("GPT2Model, 8 parameters, abc", "HuggingFaceModel, 8 parameters, abc")
+        True
+    """
+    kind, _, weights = identity.partition(", ")
+    other_kind, _, others = other.partition(", ")
+    return weights == others and (kind == other_kind or _WRAPPER in (kind, other_kind))
+
+
+def _what(recipe: Recipe) -> str:
+    """Return what is kept, as the arguments of ``cache_teacher`` say it."""
+    return "whole logits" if recipe.kind == "logits" else f"{recipe.kind}={recipe.count}"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -196,7 +219,7 @@ def summed(recipe: Recipe, shards: Mapping[str, Mapping[str, Any]], where: str) 
         ValueError: If the shards hold answers of unlike shapes or types.
     """
     manifest = Manifest(recipe)
-    for name in ("classes", "dtype", "by_position", "fields"):
+    for name in ("classes", "dtype", "by_position", "fields", "lacked"):
         values = {json.dumps(shard[name]) for shard in shards.values()}
         if len(values) > 1:
             raise ValueError(
@@ -206,7 +229,7 @@ def summed(recipe: Recipe, shards: Mapping[str, Mapping[str, Any]], where: str) 
         if values:
             value = json.loads(values.pop())
             manifest = replace(
-                manifest, **{name: tuple(value) if name == "fields" and value else value}
+                manifest, **{name: tuple(value) if isinstance(value, list) else value}
             )
     positions = _sum(shards.values(), "positions")
     kept = [shard["mass"] for shard in shards.values() if shard["mass"] is not None]

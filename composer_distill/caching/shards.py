@@ -82,7 +82,7 @@ def _facts(folder: Path, path: Path) -> dict[str, Any]:
     try:
         facts = read_json(path) if path.is_file() else {}
         check_forms(facts)
-        return {name: facts[name] for name in _TOLD}
+        return {name: facts[name] for name in _TOLD} | {"lacked": facts.get("lacked", ())}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{folder}: {path.relative_to(folder)} tells nothing of its shard ({reason(error)}). "

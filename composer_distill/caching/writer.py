@@ -33,8 +33,13 @@ INDEX = "index.npy"
 SHARD_BYTES = 1 << 25
 
 
-def start(folder: Path, recipe: Recipe) -> None:
+def start(folder: Path, recipe: Recipe) -> Recipe:
     """Begin a cache, or go on with one that was begun alike; one process does it for all.
+
+    Where nothing was answered yet, what was begun is forgotten.
+
+    Returns:
+        What is kept, by the names of those that began it.
 
     Raises:
         FileExistsError: If the folder holds something else.
@@ -43,14 +48,27 @@ def start(folder: Path, recipe: Recipe) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MANIFEST
     if path.exists():
-        kept = read_manifest(path, str(folder))
-        check_same(kept.recipe, recipe, str(folder))
+        kept = read_manifest(path, str(folder)).recipe
+        if read_facts(folder) or _is_written(folder):
+            check_same(kept, recipe, str(folder))
+            recipe = kept
     elif any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise FileExistsError(
             f"{folder} holds files and no cache, so that nothing was written to it. Give an empty "
             "folder, or one that does not exist."
         )
     write_atomically(path, to_json(Manifest(recipe)).encode())
+    return recipe
+
+
+def _is_written(folder: Path) -> bool:
+    """Return whether a process writes a folder at this moment."""
+    for path in folder.glob(".part-*.lock"):
+        try:
+            FileLock(path).acquire(timeout=0).lock.release()
+        except Timeout:
+            return True
+    return False
 
 
 class PartWriter:

@@ -8,6 +8,7 @@ from typing import Any
 from composer.core import Time
 from torch import nn
 
+from composer_distill.caching.manifest import same_teacher
 from composer_distill.caching.reader import Cache
 from composer_distill.losses.sparse import SparseTail
 from composer_distill.schedule import Weight
@@ -125,7 +126,7 @@ def tokenizer_digest(model: nn.Module) -> str | None:
 
 def _check_same_teacher(cache: Cache, teacher: Teacher) -> None:
     kept, given = cache.manifest.recipe.teacher, teacher.identity()
-    if kept != given:
+    if not same_teacher(kept, given):
         raise ValueError(
             f"{cache.folder} holds the answers of {plain(kept)}, but teacher is {given}. Give the "
             "model that wrote the cache, or leave it out."

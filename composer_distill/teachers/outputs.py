@@ -6,13 +6,14 @@ tensors. An output is a tensor, a mapping or object with ``logits``, or a tuple.
 
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from composer_distill.caching.keys import BY_POSITION
 from composer_distill.teachers.decoders import decoder_inputs
 
 LABEL_KEYS = frozenset(
@@ -112,6 +113,20 @@ def names_read(model: nn.Module, batch: Any) -> tuple[str, ...] | None:
     read = unlabelled if names is None else names & unlabelled
     made = {"labels"} if _makes_decoder_inputs(model, inputs, names) else set()
     return tuple(sorted(read | made))
+
+
+def names_lacked(model: nn.Module, read: Collection[str] | None) -> tuple[str, ...]:
+    """Return the names of entries with a value for each position that a model would read too.
+
+    Args:
+        model: The model.
+        read: What :func:`names_read` found of a batch.
+    """
+    if read is None:
+        return ()
+    wrapped = hasattr(model, "eval_forward")  # then by Composer, since its names were read
+    names = set(model.model_forward_args) if wrapped else _forward_names(model)  # pyright: ignore[reportArgumentType]
+    return tuple(name for name in BY_POSITION if name in (names or ()) and name not in read)
 
 
 def _find_logits(output: Any) -> Tensor | None:

@@ -24,6 +24,7 @@ class Asked:
         view: The batch on the device.
         read: Its samples' keys.
         fields: Which of its entries the teacher reads.
+        lacked: Which others it would read.
         lacking: Which of its samples the cache lacks, ``(B,)``.
         for_others: Whether the teacher is asked only because another rank asks it.
     """
@@ -31,6 +32,7 @@ class Asked:
     view: Any
     read: Read
     fields: tuple[str, ...] | None
+    lacked: tuple[str, ...]
     lacking: np.ndarray
     for_others: bool = False
 
@@ -40,7 +42,7 @@ def written(
 ) -> Manifest:
     """Let every rank fill its part of a folder, and return what is in it."""
     if dist.get_global_rank() == 0:
-        start(folder, recipe)
+        recipe = start(folder, recipe)
     dist.barrier()
     writer = PartWriter(folder, dist.get_global_rank(), shard_bytes)
     try:

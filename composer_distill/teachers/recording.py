@@ -1,18 +1,15 @@
 """A teacher's answers to a data set, written to files."""
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import tqdm
-from composer.core import DataSpec, State
+from composer.core import DataSpec, Precision, State
 from composer.devices import Device
 from composer.utils import dist, get_device
 from torch import Tensor, nn
-from torch.utils.data import DistributedSampler
 
 from composer_distill.caching.answers import encode
 from composer_distill.caching.keys import Read, read_batch
@@ -22,8 +19,9 @@ from composer_distill.losses.checks import check_temperature
 from composer_distill.teachers.cached import tokenizer_digest
 from composer_distill.teachers.live import LiveTeacher
 from composer_distill.teachers.microbatch import Microbatch
-from composer_distill.teachers.outputs import LABEL_KEYS, names_read
+from composer_distill.teachers.outputs import LABEL_KEYS, names_lacked, names_read
 from composer_distill.teachers.parts import Asked, check_can_be_cut, cut, in_step, written
+from composer_distill.teachers.passes import passes, share, shown_share
 from composer_distill.teachers.teacher import Teacher
 
 
@@ -85,7 +83,8 @@ def cache_teacher(
         ImportError: If the extra ``cache`` is not installed.
         OSError: If the disk is full; what was written stays.
         RuntimeError: If another process writes the folder.
-        ValueError: If the folder holds another teacher's answers, or an answer is not finite.
+        ValueError: If an argument is out of its range, the folder holds another teacher's answers,
+            or an answer is not finite.
 
     Example:
         >>> import tempfile
@@ -96,7 +95,7 @@ def cache_teacher(
         8
     """
     teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
-    kind, count = _kind(top_k, samples)
+    kind, count = _kind(top_k, samples, views)
     temperature = check_temperature(temperature)
     state = _state(teacher, precision, device, sharded)
     recipe = Recipe(
@@ -113,25 +112,41 @@ def cache_teacher(
     live.prepare(state, "sharded" if sharded else "replicated")
 
     def fill(writer: PartWriter) -> None:
-        for passed in _passes(data, views):
+        for passed in passes(data, views):
             _answer_all(live, passed, state, recipe, writer, progress_bar)
 
     return written(Path(folder).expanduser(), recipe, shard_bytes, fill)
 
 
-def _kind(top_k: int | None, samples: int | None) -> tuple[str, int | None]:
+def _kind(top_k: int | None, samples: int | None, views: int | None) -> tuple[str, int | None]:
     """Return what is kept, and how much of it."""
     if top_k is not None and samples is not None:
         raise ValueError(
             f"top_k={top_k} and samples={samples} are two kinds of answers. Give one of them."
         )
+    if views is not None:
+        _checked("views", views, "8")
     for name, number in (("top_k", top_k), ("samples", samples)):
         if number is None:
             continue
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {number!r}. Try 50.")
-        return name, number
+        return name, _checked(name, number, "50")
     return "logits", None
+
+
+def _checked(name: str, number: Any, one: str) -> int:
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {number!r}. Try {one}.")
+    return number
+
+
+def _check_precision(precision: str) -> None:
+    try:
+        Precision(precision)
+    except ValueError as error:
+        raise ValueError(
+            f"precision must be 'fp32', 'amp_bf16' or 'amp_fp16', got {precision!r}. Composer "
+            "calls them so."
+        ) from error
 
 
 class _Answer(NamedTuple):
@@ -145,6 +160,7 @@ def _state(teacher: Teacher, precision: str, device: str | Device | None, sharde
     """Return the state of no Trainer, as far as a teacher at work reads it."""
     check_can_be_cut(teacher, sharded)
     where = get_device(device)
+    _check_precision(precision)
     if dist.get_world_size() > 1:
         dist.initialize_dist(where)
     return State(
@@ -165,15 +181,15 @@ def _answer_all(
     writer: PartWriter,
     progress_bar: bool,
 ) -> None:
-    batches = _share(data.dataloader if isinstance(data, DataSpec) else data)
-    shown = _shown(batches, data, writer) if progress_bar else batches
+    loader = data.dataloader if isinstance(data, DataSpec) else data
+    shown = shown_share(loader, writer) if progress_bar else share(loader)
     asked = (_asked(batch, live.teacher, data, state, writer) for batch in shown)
     for one in in_step(asked) if state.fsdp_config is not None else asked:
         if not (one.lacking.any() or one.for_others):
             continue
         answers = _answers(live, one.view, one.read, state, recipe)
         for index in np.flatnonzero(one.lacking).tolist():
-            _keep(writer, recipe, one.read.keys[index], answers[index], one.fields)
+            _keep(writer, recipe, one, index, answers[index])
 
 
 def _asked(batch: Any, teacher: Teacher, data: Any, state: State, writer: PartWriter) -> Asked:
@@ -181,22 +197,19 @@ def _asked(batch: Any, teacher: Teacher, data: Any, state: State, writer: PartWr
     view = _on_device(batch, data, state)
     fields = None if teacher.input_fn is not None else names_read(teacher.model, view)
     read = read_batch(view, fields, LABEL_KEYS)
-    return Asked(view, read, fields, writer.lacks(read.keys))
+    lacked = names_lacked(teacher.model, fields)
+    return Asked(view, read, fields, lacked, writer.lacks(read.keys))
 
 
-def _keep(
-    writer: PartWriter,
-    recipe: Recipe,
-    key: np.ndarray,
-    answer: _Answer,
-    fields: tuple[str, ...] | None,
-) -> None:
+def _keep(writer: PartWriter, recipe: Recipe, asked: Asked, index: int, answer: _Answer) -> None:
+    key = asked.read.keys[index]
     kept = encode(answer.logits, recipe, key)
     facts = {
         "classes": answer.logits.shape[-1],
         "dtype": _name(kept.dtype),
         "by_position": answer.by_position,
-        "fields": None if fields is None else list(fields),
+        "fields": None if asked.fields is None else list(asked.fields),
+        "lacked": list(asked.lacked),
     }
     writer.add(key, kept.columns, kept.positions, kept.mass, facts)
 
@@ -237,61 +250,6 @@ def _on_device(batch: Any, data: Any, state: State) -> Any:
         return state.device.batch_to_device(batch)
     whole = data.batch_transforms(batch)
     return data.microbatch_transforms(state.device.batch_to_device(whole))
-
-
-def _passes(data: Any, views: int | None) -> Iterator[Any]:
-    """Give the data once for each view."""
-    if views is None:
-        yield data
-        return
-    loader = data.dataloader if isinstance(data, DataSpec) else data
-    set_view = getattr(getattr(loader, "dataset", None), "set_view", None)
-    if not callable(set_view):
-        raise ValueError(
-            f"views={views} needs a data set whose augmentation is a function of sample and view, "
-            "and one that has set_view(view) to say so: an augmentation that draws anew each time "
-            "shows the student views that no teacher answered. Seed it with (sample, view)."
-        )
-    for view in range(views):
-        set_view(view)
-        first, again = (next(iter(loader), None) for _ in range(2))
-        if first is None or not _same(first, again):
-            raise ValueError(
-                f"views={views}: the data set's first batch is another one when it is asked for "
-                f"again, at view {view}, so that its augmentation is no function of sample and "
-                "view. Seed it with both, and do not shuffle."
-            )
-        yield data
-
-
-def _same(batch: Any, other: Any) -> bool:
-    one, two = (read_batch(x, None, LABEL_KEYS).keys for x in (batch, other))
-    return one.shape == two.shape and bool((one == two).all())
-
-
-def _shown(batches: Iterator[Any], data: Any, writer: PartWriter) -> Iterator[Any]:
-    """Give batches, and show how far it is."""
-    loader: Any = data.dataloader if isinstance(data, DataSpec) else data
-    total = len(loader) if hasattr(loader, "__len__") else None
-    began = time.monotonic()
-    with tqdm.tqdm(total=total, unit="batch", disable=dist.get_local_rank() != 0) as bar:
-        for batch in batches:
-            yield batch
-            seconds = max(time.monotonic() - began, 1e-6)
-            bar.set_postfix_str(
-                f"{writer.positions / seconds:,.0f} positions/s, {writer.bytes / 1e6:,.1f} MB"
-            )
-            bar.update()
-
-
-def _share(loader: Any) -> Iterator[Any]:
-    """Give the batches that this process answers."""
-    sampler = getattr(loader, "sampler", None)
-    streams = hasattr(getattr(loader, "dataset", None), "streams")  # it cuts itself by rank
-    world = 1 if isinstance(sampler, DistributedSampler) or streams else dist.get_world_size()
-    for index, batch in enumerate(loader):
-        if index % world == dist.get_global_rank() % world:
-            yield batch
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -137,9 +137,37 @@ def test_another_teachers_cache_is_left_as_it_is(folder):
     recipe = Recipe("another teacher", "top_k", 8, 1.0)
     with pytest.raises(ValueError, match="teacher 'a teacher' where now it is 'another teacher'"):
         write(folder, [1], recipe=recipe)
-    with pytest.raises(ValueError, match="kind 'logits' where now it is 'top_k'"):
+    with pytest.raises(
+        ValueError, match="holds a cache with whole logits where now it is top_k=8;"
+    ):
         write(folder, [1], recipe=recipe)
     assert before == {path: path.read_bytes() for path in before}
+
+
+def test_a_cache_without_an_answer_may_be_begun_otherwise(tmp_path):
+    start(tmp_path / "cache", Recipe("a teacher", "top_k", 5000, 1.0))
+    few = Recipe("a teacher", "top_k", 16, 2.0)
+    assert start(tmp_path / "cache", few) == few
+    writer = PartWriter(tmp_path / "cache", 0)  # somebody is at work
+    with pytest.raises(ValueError, match=r"with top_k=16 where now it is samples=5\. Nothing"):
+        start(tmp_path / "cache", Recipe("a teacher", "samples", 5, 2.0, 0))
+    writer.add(key(0), pack_whole(answer(0)), 1, None, FACTS)
+    writer.flush()
+    writer.close()
+    with pytest.raises(ValueError, match=r"with temperature 2\.0 where now it is 1\.0\. Nothing"):
+        start(tmp_path / "cache", Recipe("a teacher", "top_k", 16, 1.0))
+
+
+def test_a_teacher_in_composers_wrapper_goes_on_with_its_own_cache(tmp_path):
+    bare, wrapped = (f"{kind}, 8 parameters, abc" for kind in ("GPT2Model", "HuggingFaceModel"))
+    write(tmp_path / "cache", range(3), recipe=Recipe(bare))
+    before = Cache(tmp_path / "cache").identity()
+    assert start(tmp_path / "cache", Recipe(wrapped)) == Recipe(bare)
+    finish(tmp_path / "cache", start(tmp_path / "cache", Recipe(wrapped)))
+    assert Cache(tmp_path / "cache").identity() == before
+    for other in ("HuggingFaceModel, 8 parameters, abd", "BertModel, 8 parameters, abc"):
+        with pytest.raises(ValueError, match="teacher 'GPT2Model, 8 parameters, abc' where now"):
+            start(tmp_path / "cache", Recipe(other))
 
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path):

@@ -93,7 +93,7 @@ def test_the_command_writes_a_cache_that_students_read(model, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         run(*arguments, "--samples", 5)
     assert stopped.value.code == 2
-    assert "kind 'top_k' where now it is 'samples'" in capsys.readouterr().err
+    assert "a cache with top_k=5 where now it is samples=5. Nothing was" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -284,6 +284,9 @@ class Views(Dataset):
 class NextView(Callback):
     """Shows the next view in each epoch."""
 
+    def fit_start(self, state, logger):
+        self.epoch_start(state, logger)
+
     def epoch_start(self, state, logger):
         data: Any = state.dataloader
         data.dataset.set_view(int(state.timestamp.epoch) % 2)
@@ -304,6 +307,38 @@ def test_each_view_meets_its_own_answer(tmp_path):
         for one in (teacher, CachedTeacher(tmp_path / "answers"))
     ]
     assert_same(runs[0].state.model, runs[1].state.model)
+
+
+def test_a_run_resumed_within_an_epoch_goes_on_with_its_view(tmp_path):
+    data = DataLoader(Views(), batch_size=4)
+    cache_teacher(mlp(1, **FLOAT32), data, tmp_path / "answers", views=2, device="cpu")
+
+    def trained(**kwargs):
+        return run(
+            CachedTeacher(tmp_path / "answers"),
+            DataLoader(Views(), batch_size=4),
+            callbacks=[NextView()],
+            max_duration="2ep",
+            **kwargs,
+        )
+
+    straight = trained(save_folder=str(tmp_path / "saved"), save_interval="1ba")
+    resumed = trained(load_path=str(tmp_path / "saved" / "ep1-ba5-rank0.pt"))
+    assert_same(resumed.state.model, straight.state.model)
+
+
+@pytest.mark.parametrize("views", [0, -1, 2.0, True])
+def test_views_are_counted(views, tmp_path):
+    data = DataLoader(Views(), batch_size=4)
+    with pytest.raises(ValueError, match="views must be an integer of at least 1, got"):
+        cache_teacher(mlp(1, **FLOAT32), data, tmp_path / "answers", views=views, device="cpu")
+    assert not (tmp_path / "answers").exists()
+
+
+def test_a_precision_that_composer_does_not_know_is_named(tmp_path):
+    message = "precision must be 'fp32', 'amp_bf16' or 'amp_fp16', got 'bfloat16'"
+    with pytest.raises(ValueError, match=message):
+        cache_teacher(mlp(1, **FLOAT32), loader(), tmp_path, precision="bfloat16", device="cpu")
 
 
 def test_an_augmentation_that_draws_anew_is_refused(tmp_path):

@@ -89,6 +89,15 @@ def test_padding_on_another_side_finds_the_same_answers(options, tmp_path):
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
+def test_positions_that_no_answer_was_asked_with_are_told(tmp_path):
+    batches = language.batches("causal")
+    cached = written(tmp_path / "answers", "causal", language.loader(batches))
+    for batch in batches:
+        batch["position_ids"] = torch.zeros_like(batch["input_ids"])
+    with pytest.raises(ValueError, match="the batch holds 'position_ids', which the teacher would"):
+        fit(language.model("causal", 1), cached, language.loader(batches))
+
+
 def test_a_position_at_padding_that_counts_is_told(tmp_path):
     batches = language.batches("causal", side="left")
     for batch in batches:
