@@ -14,7 +14,14 @@ ROOT = Path(__file__).parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # as `python -m tests.benchmarks.evidence.…` has it
 
-from tests.benchmarks.evidence import dark_knowledge, expect, fashion, tuning  # noqa: E402
+from tests.benchmarks.evidence import (  # noqa: E402
+    dark_knowledge,
+    expect,
+    fashion,
+    prune_recover,
+    recovery,
+    tuning,
+)
 from tests.benchmarks.evidence import runs as settings  # noqa: E402
 from tests.benchmarks.evidence.experiment import collect, load, main  # noqa: E402
 from tests.benchmarks.evidence.pages import DOCS, EXPERIMENTS, render, shown  # noqa: E402
@@ -112,6 +119,9 @@ def rows(experiment, seed):
         ("copied_layers", "random, alone", "nll", "and 2.375 from"),
         ("copied_layers", "random, distilled", "nll", "brings 2.349"),
         ("copied_layers", "copied, distilled", "nll", "and 1.594, a loss"),
+        ("prune_recover", "cut, text alone", "nll", "7.617 nats on text alone"),
+        ("prune_recover", "cut, cached", "nll", "7.374 from a cached"),
+        ("prune_recover", "cut, live", "nll", "7.283 from a live"),
         ("other_teachers", "EMA of itself", "nll", "0.075 nats against"),
         ("other_teachers", "alone", "nll", "against 0.082 alone"),
         ("other_teachers", "a teacher for each half: routed", "accuracy", "96.5 % routed"),
@@ -271,3 +281,21 @@ def test_an_interval_is_students():
 )
 def test_a_verdict_needs_an_interval_without_0(difference, metric, said):
     assert expect.verdict(difference, 0.1, metric) == said
+
+
+def test_the_cut_students_use_what_their_tuning_preferred():
+    document = load(PAGES / "prune_recover.json")
+    assert prune_recover.best(document, "text") == recovery.TEXT_RATE
+    assert prune_recover.best(document, "cached") == recovery.TEACHER_RATE
+
+
+def test_a_curve_is_read_between_its_points():
+    points = [(10, 20.0, 8.0), (20, 40.0, 6.0), (30, 60.0, 5.0)]
+    run = {"points": [{"step": s, "cpu_seconds": c, "nll": n} for s, c, n in points]}
+    assert prune_recover.nats_at(run, 30.0) == pytest.approx(7.0)
+    assert prune_recover.nats_at(run, 60.0) == pytest.approx(5.0)
+    assert prune_recover.nats_at(run, 19.0) is None
+    assert prune_recover.nats_at(run, 61.0) is None
+    assert prune_recover.reached(run, 5.5) == pytest.approx((25, 50.0))
+    assert prune_recover.reached(run, 9.0) == (10, 20.0)
+    assert prune_recover.reached(run, 4.9) is None

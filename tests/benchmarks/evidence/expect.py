@@ -166,6 +166,12 @@ QUESTIONS = (
         "accuracy",
     ),
     Question(
+        "a language model cut to a third, 50 batches: cached teacher; against text alone",
+        "prune_recover",
+        "cut, text alone",
+        "cut, cached",
+    ),
+    Question(
         "all labels, each side's best settings, two seeds",
         "tuning",
         "alone: lr 0.03, wd 0.1",
@@ -205,10 +211,14 @@ def line(question: Question) -> list[str]:
     return [
         f"[{question.asked}](evidence/{question.experiment}.md)",
         *levels,
-        f"{difference:+.{places}f} ± {half:.{places}f} {unit}",
+        f"{difference:+.{places}f} {_width(half, places)}{unit}",
         str(pairs),
         verdict(difference, half, question.metric),
     ]
+
+
+def _width(half: float, places: int) -> str:
+    return "" if half == float("inf") else f"± {half:.{places}f} "
 
 
 def render() -> str:

@@ -17,6 +17,7 @@ from tests.benchmarks.evidence import (
     few_labels,
     other_teachers,
     poor_teacher,
+    prune_recover,
     sampling,
     scheduling,
     temperature,
@@ -38,6 +39,7 @@ EXPERIMENTS = [
         other_teachers,
         copied_layers,
         fashion,
+        prune_recover,
         tuning,
     )
 ]

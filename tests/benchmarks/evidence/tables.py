@@ -10,12 +10,13 @@ from composer_distill.demo.summary import Spread, spread
 
 Document = dict[str, Any]
 LOWER_IS_BETTER = ("nll", "ece", "step_cpu_ms", "upright_nll")
-FACTORS = {"accuracy": 100.0, "ece": 100.0, "upright_accuracy": 100.0}
+FACTORS = {"accuracy": 100.0, "ece": 100.0, "upright_accuracy": 100.0, "agreement": 100.0}
 PLACES = {"nll": 3, "upright_nll": 3}
 TITLES = {
     "accuracy": "accuracy %",
     "nll": "NLL",
     "ece": "ECE %",
+    "agreement": "agreement %",
     "upright_accuracy": "upright accuracy %",
     "upright_nll": "upright NLL",
 }
