@@ -84,7 +84,7 @@ def _add_demo(commands: Any) -> None:
         "--real",
         action="store_true",
         help="cut a language model, SmolLM2-135M, to a third of its layers and let it recover "
-        "instead, in under fifteen minutes",
+        "instead, in some minutes",
     )
     demo.set_defaults(run=_demo)
 
