@@ -13,6 +13,7 @@ from composer_distill.weights.contents import Spec
 # 128 experts in each of 48 layers, merged into one file, are 18,867; all 163 files of a model of
 # 671 billion weights are 91,991 together.
 MAX_ENTRIES = 200_000
+MAX_AXES = 64  # torch computes with no more
 _MAX_HEADER = 100_000_000  # safetensors' own bound
 
 
@@ -63,6 +64,8 @@ def _specs(path: Path) -> dict[str, Spec]:
 
     with path.open("rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    if any(len(entry["shape"]) > MAX_AXES for entry in header.values() if "shape" in entry):
+        raise ValueError(f"it has a tensor of more than {MAX_AXES} axes, as no checkpoint has")
     return {
         name: Spec(tuple(entry["shape"]), _TYPES.get(entry["dtype"], torch.uint8))
         for name, entry in header.items()

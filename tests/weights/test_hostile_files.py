@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import pickle
 import zipfile
@@ -268,3 +269,11 @@ def test_odd_things_beside_the_weights_do_no_harm(zoo, tmp_path):
         fresh = zoo.net()
         load_weights(fresh, tmp_path / "a.pt", ema=False)
         assert zoo.same(fresh, net)
+
+
+def test_a_shape_without_an_end(tmp_path):
+    """It was told in full: a line of a shape's megabytes."""
+    header = json.dumps({"weight": {"dtype": "F32", "shape": [1] * 65, "data_offsets": [0, 4]}})
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(4))
+    refused(nn.Linear(1, 1), path, "it has a tensor of more than 64 axes, as no checkpoint has")
