@@ -15,6 +15,7 @@ FORMAT = "composer-distill cache"
 VERSION = 1
 _WRAPPER = "HuggingFaceModel"  # Composer's, whose weights are those of the model within
 _OF_FEW = ("temperature", "seed")  # which whole logits have none of
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def from_json(text: str, where: str) -> Manifest:
     version = entries.get("version")
     if version != VERSION:
         raise ValueError(
-            f"{where}: its manifest is of version {version!r}, and this release reads version "
+            f"{where}: its manifest is of version {plain(version)}, and this release reads version "
             f"{VERSION}. Update composer-distill, or write the cache anew."
         )
     try:
@@ -150,7 +151,8 @@ def _check_shards(shards: Mapping[str, Mapping[str, Any]]) -> None:
     """
     for name, shard in shards.items():
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or {"\\", "\0"} & set(name):
+        odd = len(name) > _LONGEST_NAME or not name.isprintable() or "\\" in name
+        if path.is_absolute() or ".." in path.parts or odd:
             raise TypeError(f"the shard {plain(name, 100)} lies outside of it")
         if type(shard["bytes"]) is not int or type(shard["checksum"]) is not str:
             raise TypeError(f"nothing is told of the shard {plain(name, 100)}")
@@ -169,7 +171,7 @@ def check_same(kept: Recipe, wanted: Recipe, where: str) -> None:
         before, now = getattr(kept, name), getattr(wanted, name)
         alike = before == now or (name == "teacher" and same_teacher(before, now))
         if not alike and not (name in _OF_FEW and None in (before, now)):
-            differing.append(f"{name} {before!r} where now it is {now!r}")
+            differing.append(f"{name} {_shown(before)} where now it is {_shown(now)}")
     if differing:
         raise ValueError(
             f"{where} holds a cache with {'; '.join(differing)}. Nothing was changed in it. Give "
@@ -192,6 +194,10 @@ def same_teacher(identity: str, other: str) -> bool:
 def _what(recipe: Recipe) -> str:
     """Return what is kept, as the arguments of ``cache_teacher`` say it."""
     return "whole logits" if recipe.kind == "logits" else f"{recipe.kind}={recipe.count}"
+
+
+def _shown(value: Any) -> str:
+    return repr(plain(value)) if type(value) is str else plain(value)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -222,8 +228,9 @@ def summed(recipe: Recipe, shards: Mapping[str, Mapping[str, Any]], where: str) 
     for name in ("classes", "dtype", "by_position", "fields", "lacked"):
         values = {json.dumps(shard[name]) for shard in shards.values()}
         if len(values) > 1:
+            told = plain(", ".join(sorted(values)))
             raise ValueError(
-                f"{where}: its answers differ in {name} ({', '.join(sorted(values))}), so that "
+                f"{where}: its answers differ in {name} ({told}), so that "
                 "they are not of one teacher on one kind of data. Write a cache for each."
             )
         if values:

@@ -14,6 +14,7 @@ from composer_distill.caching.writer import INDEX, build_index
 from composer_distill.weights.pickles import reason
 from composer_distill.weights.remote import fetch
 from composer_distill.weights.uris import Remote, parse_remote
+from composer_distill.weights.wording import plain
 
 _READ_AT_MOST = 1 << 26  # bytes, before what was mapped is given back
 
@@ -40,7 +41,9 @@ class Cache:
         except (ImportError, OSError, ValueError):
             raise
         except Exception as error:  # what somebody made up can lead anywhere
-            raise ValueError(f"{folder} cannot be read as a cache ({error}). {_MEND}") from error
+            raise ValueError(
+                f"{folder} cannot be read as a cache ({reason(error)}). {_MEND}"
+            ) from error
         self._paths = list(self.manifest.shards)
         self._shards: dict[int, Shard] = {}
         self._read = 0
@@ -87,8 +90,9 @@ class Cache:
         except ImportError:
             raise
         except Exception as error:  # what somebody made up can lead anywhere
+            name = plain(self._paths[number])
             raise ValueError(
-                f"{self.folder}: {self._paths[number]} is damaged: sample {row} of it cannot be "
+                f"{self.folder}: {name} is damaged: sample {row} of it cannot be "
                 f"read ({reason(error)}). {_MEND}"
             ) from error
 
@@ -125,7 +129,9 @@ class Cache:
         try:
             found = np.load(path, mmap_mode="r")
         except (EOFError, OverflowError, ValueError) as error:
-            raise ValueError(f"{self.folder}: its {INDEX} is none ({error}). {_MEND}") from error
+            raise ValueError(
+                f"{self.folder}: its {INDEX} is none ({reason(error)}). {_MEND}"
+            ) from error
         if getattr(found, "ndim", 0) != 2 or len(found) != 3 or found.dtype != np.uint64:
             raise ValueError(f"{self.folder}: its {INDEX} is of another form. {_MEND}")
         return found
@@ -140,13 +146,15 @@ class Cache:
             name = self._paths[number]
             try:
                 path = self._local(name)
+                if not path.is_file():  # nor is a named pipe waited for
+                    raise self._lost(name)
                 same = checksum(path) == self.manifest.shards[name]["checksum"]
             except FileNotFoundError as error:
                 raise self._lost(name) from error
             if not same:
                 raise ValueError(
-                    f"{self.folder}: {name} was changed since it was written: its checksum is "
-                    f"another. {_MEND}"
+                    f"{self.folder}: {plain(name)} was changed since it was written: its "
+                    f"checksum is another. {_MEND}"
                 )
             with self.told(index.first_place(number)):
                 self._shards[number] = Shard(path)
@@ -154,7 +162,8 @@ class Cache:
 
     def _lost(self, name: str) -> FileNotFoundError:
         return FileNotFoundError(
-            f"{self.folder}: {name}, which its manifest names, is missing or cut short. {_MEND}"
+            f"{self.folder}: {plain(name)}, which its manifest names, is missing or cut "
+            f"short. {_MEND}"
         )
 
     def _local(self, name: str) -> Path:

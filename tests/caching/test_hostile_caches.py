@@ -239,6 +239,48 @@ def test_a_named_pipe_is_not_waited_for(folder, tmp_path):
     assert manifest_of(folder) is None
 
 
+def test_a_named_pipe_in_an_unfinished_cache_is_not_waited_for(folder):
+    (folder / SHARD / DATA).unlink()
+    os.mkfifo(folder / SHARD / DATA)
+    change(folder / "manifest.json", finished=False)
+    with pytest.raises(FileNotFoundError, match="is missing or cut short"):
+        Cache(folder, unfinished=True).rows([0])
+
+
+STEERING = "\x1b[2J" + "x" * 100_000
+LOST = {"samples": 1, "bytes": 1, "checksum": ""}
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"shards": {STEERING: LOST}},
+        {"shards": {"\x1b[2J": LOST}},
+        {"version": STEERING},
+        {"shards": {f"/{STEERING}": LOST}},
+        {"recipe": {"teacher": "x", STEERING: 1}},
+    ],
+)
+def test_names_in_a_manifest_steer_no_terminal(folder, entries):
+    change(folder / "manifest.json", **entries)
+    with pytest.raises((ValueError, OSError), match=str(folder)) as caught:
+        Cache(folder)
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["dtype", "fields"])
+def test_what_shards_say_in_an_unfinished_cache_fills_no_terminal(folder, name):
+    other = folder / "part-00001" / "shard-00000"
+    facts = json.loads((folder / SHARD / FACTS).read_text())
+    changed = {"dtype": "float16", "fields": ["x" * 100_000]}[name]
+    (other / FACTS).write_text(json.dumps(facts | {name: changed}))
+    change(folder / "manifest.json", finished=False)
+    with pytest.raises(ValueError, match=f"its answers differ in {name}") as caught:
+        manifest_of(folder)
+    assert len(str(caught.value)) < 1000
+
+
 def test_what_a_cache_says_of_its_teacher_steers_no_terminal(folder):
     entries = json.loads((folder / "manifest.json").read_text())
     recipe = {**entries["recipe"], "teacher": "\x1b[2J" + "x" * 10**6}
