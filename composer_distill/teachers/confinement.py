@@ -2,14 +2,19 @@
 
 import importlib
 import importlib.util
+import logging
+import os
 import re
 import socket
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from composer_distill.weights.wording import plain
 
@@ -18,7 +23,10 @@ MAX_ENTRIES = 200_000
 _ONE_AT_A_TIME = threading.RLock()
 _REMEDY = "build the model yourself and pass Teacher(model, checkpoint=...)"
 # How timm is told to look for a model elsewhere
-_ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")
+_ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:", "file:")
+_ORIGIN = ("_name_or_path", "name_or_path")  # where it was, which nothing opens
+_LONGEST_PATH = 4096
+_LINES = 50
 _KNOWN_ATTENTION = re.compile(r"\w*")
 
 
@@ -82,8 +90,10 @@ def check_settings(settings: Any) -> None:
         if key == "trust_remote_code" and value is not None and value is not False:
             raise ValueError(_told(f"its configuration's {plain(path)} asks for code of its own"))
         kernel = "attn_implementation" in path and not _KNOWN_ATTENTION.fullmatch(text)
-        if kernel or text.startswith(_ELSEWHERE):
-            what = "a kernel" if kernel else "another model"
+        other = text.lower().startswith(_ELSEWHERE)
+        file = os.sep in text and key not in _ORIGIN and names_a_file(text)
+        if kernel or other or file:
+            what = "a kernel" if kernel else "another model" if other else "a file elsewhere"
             raise ValueError(
                 _told(f"its configuration's {plain(path)} asks for {what}{_named(text)}")
             )
@@ -121,6 +131,13 @@ def _doors(where: str | None, refuse: Callable[..., None]) -> Iterator[tuple[Any
         if location is not None and not any(place.resolve() in path.parents for place in installed):
             refuse("code of its own", str(name))
 
+    def load(file: Any = None, *_: Any, **options: Any) -> None:
+        """Libraries that transformers builds models with read weights by themselves."""
+        named = isinstance(file, str | os.PathLike)
+        own = where is not None and (not named or _inside(file, where))
+        if not own or options.get("weights_only") is not True:
+            refuse("weights of another place", str(file) if named else None)
+
     def network(*_: Any, **__: Any) -> None:
         refuse("something on the network")
 
@@ -130,7 +147,10 @@ def _doors(where: str | None, refuse: Callable[..., None]) -> Iterator[tuple[Any
     yield dynamic, "get_cached_module_file", of("code of its own")
     yield importlib.util, "spec_from_file_location", module
     yield modeling, "get_kernel", of("a kernel")
+    yield torch, "load", load
+    yield logging.Logger, "handle", _in_plain_text
     if where is None or Path(where).is_dir():
+        yield urllib.request.OpenerDirector, "open", network
         yield socket, "getaddrinfo", network
         yield socket.socket, "connect", network
         yield socket.socket, "connect_ex", network
@@ -158,6 +178,17 @@ def _guarded(owner: Any, name: str, check: Callable[..., None], thread: int) -> 
             setattr(owner, name, function)
         else:
             delattr(owner, name)
+
+
+def _in_plain_text(logger: logging.Logger, record: logging.LogRecord) -> None:
+    """Libraries log what a file says, word for word."""
+    lines = record.getMessage().splitlines()[:_LINES]
+    record.msg, record.args = "\n".join(plain(line, 1000) for line in lines), None
+
+
+def _inside(file: str | os.PathLike[str], where: str) -> bool:
+    """Whether a file stands in a folder; where the hub keeps what it gives is not known."""
+    return not Path(where).is_dir() or Path(file).parent.resolve() == Path(where).resolve()
 
 
 def _same(place: Any, where: str | None) -> bool:
@@ -188,6 +219,18 @@ def entries(settings: Any) -> Iterator[tuple[str, str, Any]]:
             left += [(path, key, item) for item in value]
         else:
             yield path, key, value
+
+
+def names_a_file(text: str, besides: Path | None = None) -> bool:
+    """Whether text is the path of a file, a pipe or a device, and not of a folder.
+
+    Args:
+        text: What a file holds.
+        besides: A folder whose files are let through.
+    """
+    if len(text) > _LONGEST_PATH or not os.path.exists(text) or os.path.isdir(text):
+        return False
+    return besides is None or besides.resolve() not in Path(text).resolve().parents
 
 
 def _key_of(settings: Any, asked: Any) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from composer_distill.teachers.confinement import confined, entries
-from composer_distill.weights.json_files import read_json
+from composer_distill.teachers.confinement import confined
+from composer_distill.teachers.tokenizer_files import NORMALIZERS, SETTINGS, check_file
+from composer_distill.weights.errors import clean_errors
 from composer_distill.weights.wording import plain
 
 log = logging.getLogger(__name__)
@@ -16,7 +17,6 @@ log = logging.getLogger(__name__)
 # What a tokenizer is saved as, one of which is in every folder that holds one
 _FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "vocab.txt")
 _CODE = "auto_map"
-_LONGEST_PATH = 1000
 
 
 def folder_tokenizer(folder_or_name: str, owner: str) -> Any | None:
@@ -74,31 +74,27 @@ def _write(folder: Path, name: str, entry: Any) -> None:
         path.write_bytes(content)
 
 
-def _check_files(folder: Path) -> None:
-    """Refuse settings that name a file elsewhere, which transformers would read.
-
-    Raises:
-        ValueError: If one does; the error names the key.
-    """
-    settings = folder / "tokenizer_config.json"
-    if not settings.is_file():
-        return
-    for path, _, value in entries(read_json(settings)):
-        if type(value) is not str or len(value) > _LONGEST_PATH or "\0" in value:
-            continue
-        if Path(value).is_file() and folder.resolve() not in Path(value).resolve().parents:
-            raise ValueError(f"its {settings.name} names a file elsewhere under {plain(path)}")
-
-
 def _read(folder_or_name: str, owner: str) -> Any | None:
     from transformers import AutoTokenizer
 
     try:
-        _check_files(Path(folder_or_name))
-        with confined(folder_or_name):
+        with clean_errors(), confined(folder_or_name):
+            _check(folder_or_name)
             return AutoTokenizer.from_pretrained(folder_or_name, trust_remote_code=False)
     except Exception as error:  # whatever a library says to files that are not its own
         return _tell(owner, error)
+
+
+def _check(folder_or_name: str) -> None:
+    """Look at what a folder holds, or what the hub gives under a name."""
+    from transformers.utils.hub import cached_file
+
+    kinds = ("gated_repo", "missing_entries", "connection_errors")
+    options: Any = {f"_raise_exceptions_for_{kind}": False for kind in kinds}
+    for name in (*SETTINGS, NORMALIZERS):
+        file = cached_file(folder_or_name, name, **options)
+        if file is not None:
+            check_file(Path(file))
 
 
 def _tell(owner: str, error: Exception) -> None:
@@ -107,5 +103,5 @@ def _tell(owner: str, error: Exception) -> None:
         "Load it yourself and set teacher.model.tokenizer.",
         owner,
         type(error).__name__,
-        error,
+        plain(str(error), 1000),
     )

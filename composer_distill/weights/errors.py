@@ -20,6 +20,8 @@ _REMEDIES = {
     errno.ENOSPC: _ROOM,
     errno.EDQUOT: _ROOM,
 }
+# What a library in Rust raises where it gives up, which is no Exception
+_RUST = "PanicException"
 
 
 class MissingPackage(ImportError, ValueError):
@@ -58,7 +60,9 @@ def clean_errors() -> Iterator[None]:
         yield
     except (ImportError, OSError, ValueError):
         raise
-    except Exception as error:  # A file that somebody made up can lead anywhere.
+    except BaseException as error:  # A file that somebody made up can lead anywhere.
+        if not isinstance(error, Exception) and type(error).__name__ != _RUST:
+            raise
         raise ValueError(f"it cannot be read ({reason(error)})") from error
 
 

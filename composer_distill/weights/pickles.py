@@ -86,7 +86,7 @@ def check_archive(file: Path | IO[bytes]) -> None:
         raise ValueError(f"it is a damaged zip archive ({reason(error)})") from error
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The first line of an error, with its kind where that tells more.
 
     Example:

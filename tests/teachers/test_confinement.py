@@ -1,12 +1,15 @@
 """While a model is built from a configuration, nothing else is within reach, whatever key asks."""
 
 import contextlib
+import io
 import json
+import logging
 import os
 import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -86,6 +89,9 @@ def test_a_kernel_of_the_hub(zoo, tmp_path):
         ({"attn_implementation": {"text": "a/b:c"}}, "attn_implementation.text"),
         ({"vision": {"architecture": "hf-hub:owner/repo"}}, "vision.architecture"),
         ({"backbone": "local-dir:/somewhere"}, "backbone"),
+        ({"backbone_kwargs": {"pretrained_cfg_overlay": {"url": "FILE:///x"}}}, r"\S*overlay.url"),
+        ({"backbone_kwargs": {"checkpoint_path": __file__}}, r"backbone_kwargs\.checkpoint_path"),
+        ({"model_args": [{"file": "/dev/null"}]}, r"model_args\.file"),
         ({"\x1b[2J": {"trust_remote_code": 1}}, r"\?\[2J\.trust_remote_code"),
     ],
 )
@@ -104,9 +110,8 @@ def test_settings_without_end_are_refused():
 
 def test_what_real_configurations_say_is_let_through(zoo):
     check_settings(zoo.bert().config.to_dict())
-    check_settings(
-        {"_name_or_path": "/home/me/run", "trust_remote_code": False, "id2label": {0: "a/b:c"}}
-    )
+    check_settings({"_name_or_path": "/home/me/run", "trust_remote_code": False})
+    check_settings({"_name_or_path": __file__, "dataset": "/", "id2label": {0: "a/b:c"}})
     check_settings(
         {"_attn_implementation": "sdpa", "auto_map": {"AutoModel": "repo--modeling.Model"}}
     )
@@ -123,6 +128,61 @@ def test_one_folder_alone_is_within_reach(zoo, tmp_path):
     with pytest.raises(ValueError, match="another folder"), confined(None):
         AutoConfig.from_pretrained(tmp_path / "a")
     AutoConfig.from_pretrained(tmp_path / "b")  # and all is as it was afterwards
+
+
+def test_what_timm_reads_by_itself_is_not_reached(tmp_path):
+    """It opened the file, and with ``weights_only`` off in older versions ran it."""
+    torch.save({}, tmp_path / "other.pth")
+    content = {
+        "backbone": "resnet18",
+        "use_timm_backbone": True,
+        "backbone_kwargs": {"checkpoint_path": str(tmp_path / "other.pth")},
+    }
+    kind = "transformers.models.detr.modeling_detr.DetrForObjectDetection"
+    path = checkpoint(tmp_path / "a.pt", kind, content)
+    with pytest.raises(ValueError, match=r"backbone_kwargs\.checkpoint_path asks for a file else"):
+        Teacher.from_composer_checkpoint(path)
+
+
+@pytest.mark.parametrize("kept", ["own", "other"])
+@pytest.mark.parametrize("plain", [True, False])
+def test_libraries_load_weights_of_the_one_folder_alone(tmp_path, kept, plain):
+    for name in ("own", "other"):
+        (tmp_path / name).mkdir()
+        torch.save({"a": 1}, tmp_path / name / "a.pt")
+    load = lambda: torch.load(tmp_path / kept / "a.pt", weights_only=plain)  # noqa: E731
+    if plain and kept == "own":
+        with confined(str(tmp_path / "own")):
+            assert load() == {"a": 1}
+    else:
+        own = confined(str(tmp_path / "own"))
+        with pytest.raises(ValueError, match="weights of another place"), own:
+            load()
+    with pytest.raises(ValueError, match="weights of another place"), confined(None):
+        load()
+    assert load() == {"a": 1}
+
+
+def test_addresses_of_files_are_not_opened(tmp_path):
+    (tmp_path / "a").write_text("x")
+    with pytest.raises(ValueError, match="something on the network"), confined(str(tmp_path)):
+        urllib.request.urlopen((tmp_path / "a").as_uri())
+    assert urllib.request.urlopen((tmp_path / "a").as_uri()).read() == b"x"
+
+
+def test_what_libraries_log_of_a_configuration_reaches_no_terminal(zoo, tmp_path, monkeypatch):
+    zoo.bert().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "\x1b[2J" + "x" * 100_000}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    stream = io.StringIO()
+    logger = logging.getLogger("transformers")
+    monkeypatch.setattr(logger, "handlers", [logging.StreamHandler(stream)])
+    Teacher.from_pretrained(tmp_path)
+    said = stream.getvalue()
+    assert "Unknown quantization type, got ?[2J" in said
+    assert "\x1b" not in said
+    assert len(said) < 5000
 
 
 def swallow():
@@ -181,7 +241,9 @@ def test_weights_of_another_folder_are_not_loaded_instead(zoo, tmp_path, absolut
     config.write_text(
         json.dumps({**json.loads(config.read_text()), "transformers_weights": str(elsewhere)})
     )
-    with pytest.raises(ValueError, match="asks for weights of a name of its own"):
+    with pytest.raises(
+        ValueError, match="transformers_weights asks for (a file else|weights of a name of its own)"
+    ):
         Teacher.from_pretrained(tmp_path / "own")
 
 

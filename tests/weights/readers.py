@@ -108,9 +108,15 @@ def composer_of_hugging_face(path):
     config = BertConfig(vocab_size=5, intermediate_size=4, max_position_embeddings=4, **sizes)
     model = BertForSequenceClassification(config).state_dict()
     model = {f"model.{key}": value for key, value in model.items()}
-    words = {"file_extension": ".txt", "content": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a"]}
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a"]
+    words = {"file_extension": ".txt", "content": names}
+    pieces = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##"}
+    pieces |= {"max_input_chars_per_word": 100, "vocab": {name: n for n, name in enumerate(names)}}
+    steps = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "a"}
+    core = {"version": "1.0", "normalizer": steps, "added_tokens": [], "model": pieces}
     settings = {"file_extension": ".json", "content": {"tokenizer_class": "BertTokenizer"}}
     tokenizer = {"vocab": words, "tokenizer_config": settings}
+    tokenizer |= {"tokenizer": {"file_extension": ".json", "content": core}}
     told = {"model": {"config": {"class": CLASS, "content": config.to_dict()}}}
     found = composer() | {"rng": []}
     found["state"] |= {"model": model, "integrations": {"huggingface": told}}

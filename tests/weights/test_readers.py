@@ -113,6 +113,7 @@ MET = {
     },
     "teachers/huggingface.py": {"_build_pretrained": FOLDER, "_read_config": FOLDER},
     "teachers/tokenizers.py": {"_read": BUILT},
+    "teachers/tokenizer_files.py": {"_check_normalizers": BUILT},
     "caching/answers.py": {"decode": ANSWERS},
     "caching/frames.py": {"decompress": ANSWERS},
     "caching/keys.py": {"read_batch": ANSWERS},
