@@ -10,7 +10,8 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ _ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:", "file:")
 _ORIGIN = ("_name_or_path", "name_or_path")  # where it was, which nothing opens
 _LONGEST_PATH = 4096
 _LINES = 50
+_Door = tuple[Any, str, Callable[..., None]]
 _KNOWN_ATTENTION = re.compile(r"\w*")
 
 
@@ -58,7 +60,8 @@ def confined(where: str | None, settings: Any = None) -> Iterator[None]:
 
     with _ONE_AT_A_TIME, ExitStack() as stack:
         thread = threading.get_ident()
-        for owner, name, check in _doors(where, refuse):
+        doors = chain(_doors(where, refuse), _doors_of_others(where, refuse))
+        for owner, name, check in doors:
             stack.enter_context(_guarded(owner, name, check, thread))
         try:
             yield
@@ -103,7 +106,7 @@ def _told(what: str) -> str:
     return f"{what}, which is not given: nothing beside its own file is read or run; {_REMEDY}"
 
 
-def _doors(where: str | None, refuse: Callable[..., None]) -> Iterator[tuple[Any, str, Any]]:
+def _doors(where: str | None, refuse: Callable[..., None]) -> Iterator[_Door]:
     """Where transformers goes out, with what looks at who goes there."""
     import transformers.dynamic_module_utils as dynamic
     import transformers.modeling_utils as modeling
@@ -131,8 +134,18 @@ def _doors(where: str | None, refuse: Callable[..., None]) -> Iterator[tuple[Any
         if location is not None and not any(place.resolve() in path.parents for place in installed):
             refuse("code of its own", str(name))
 
+    yield hub, "cached_files", look_up
+    yield modeling, "_get_resolved_checkpoint_files", look_up
+    yield dynamic, "get_class_in_module", of("code of its own")
+    yield dynamic, "get_cached_module_file", of("code of its own")
+    yield importlib.util, "spec_from_file_location", module
+    yield modeling, "get_kernel", of("a kernel")
+
+
+def _doors_of_others(where: str | None, refuse: Callable[..., None]) -> Iterator[_Door]:
+    """Where the libraries go out that transformers builds models with."""
+
     def load(file: Any = None, *_: Any, **options: Any) -> None:
-        """Libraries that transformers builds models with read weights by themselves."""
         named = isinstance(file, str | os.PathLike)
         own = where is not None and (not named or _inside(file, where))
         if not own or options.get("weights_only") is not True:
@@ -141,12 +154,6 @@ def _doors(where: str | None, refuse: Callable[..., None]) -> Iterator[tuple[Any
     def network(*_: Any, **__: Any) -> None:
         refuse("something on the network")
 
-    yield hub, "cached_files", look_up
-    yield modeling, "_get_resolved_checkpoint_files", look_up
-    yield dynamic, "get_class_in_module", of("code of its own")
-    yield dynamic, "get_cached_module_file", of("code of its own")
-    yield importlib.util, "spec_from_file_location", module
-    yield modeling, "get_kernel", of("a kernel")
     yield torch, "load", load
     yield logging.Logger, "handle", _in_plain_text
     if where is None or Path(where).is_dir():
@@ -182,7 +189,10 @@ def _guarded(owner: Any, name: str, check: Callable[..., None], thread: int) -> 
 
 def _in_plain_text(logger: logging.Logger, record: logging.LogRecord) -> None:
     """Libraries log what a file says, word for word."""
-    lines = record.getMessage().splitlines()[:_LINES]
+    text = str(record.msg)
+    with suppress(Exception):  # of arguments that do not fit, as logging itself lets pass
+        text = record.getMessage()
+    lines = text.splitlines()[:_LINES]
     record.msg, record.args = "\n".join(plain(line, 1000) for line in lines), None
 
 

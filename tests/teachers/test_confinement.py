@@ -185,6 +185,12 @@ def test_what_libraries_log_of_a_configuration_reaches_no_terminal(zoo, tmp_path
     assert len(said) < 5000
 
 
+def test_a_log_whose_arguments_do_not_fit_stops_no_building(caplog):
+    with confined(None):
+        logging.getLogger("any").warning("as it was", FutureWarning)
+    assert caplog.messages == ["as it was"]
+
+
 def swallow():
     with contextlib.suppress(Exception):
         socket.create_connection(("localhost", 9))
