@@ -172,7 +172,7 @@ EXPERIMENT = Experiment(
     show,
     draw,
     run=run,
-    seeds=1,
+    seeds=2,
     scales=(Scale(), FAST),
     packages=("mosaicml", "torch", "transformers"),
 )
