@@ -57,6 +57,7 @@ class Settings:
     warm_batch: int = 32
     rate: float = 1e-3
     prompts: int = 128
+    texts: int = 0  # those that students go on with, again and again; 0 for ever new ones
     student_width: int = 48
     teacher_width: int = 128
 
@@ -217,8 +218,8 @@ def go_on(
     if row.loss is not None:
         term = Distillation(teacher, LOSSES[row.loss], 1.0, 0.0, telemetry=False)
         algorithms.append(term)
-    data = windows(corpus.train, 1000 * settings.batch, 100 + seed, PROMPT)
-    train(student, data, settings.batch, settings.rate, algorithms, [watch], "100ep")
+    data = windows(corpus.train, settings.texts or 1000 * settings.batch, 100 + seed, PROMPT)
+    train(student, data, settings.batch, settings.rate, algorithms, [watch], "10000ba")
     return {
         "row": row.name,
         "seed": seed,
@@ -283,6 +284,38 @@ def machine() -> dict[str, str]:
     }
 
 
+def shown(saved: dict[str, Any]) -> str:
+    """Return what the page shows of one set of results."""
+    told, teacher = saved["machine"], saved["teacher"]
+    starts = list(saved["starts"].values())
+    return "\n\n".join(
+        (
+            f"Measured on {told['date']}; {told['versions']}; {told['machine']}. "
+            f"The teacher's loss on its own text: {teacher['own_nats']:.3f}; "
+            "on the text of students before they go on: "
+            f"{spread([start['own_nats'] for start in starts])}, on its last 12 characters "
+            f"{spread([start['own_late'] for start in starts])}.",
+            "Equal steps:",
+            table(saved, "after_steps"),
+            "Equal time:",
+            table(saved, "after_time"),
+        )
+    )
+
+
+def published(folders: Sequence[Path], seeds: int) -> dict[str, Any]:
+    """Return the results of some folders, by their names, rounded."""
+    found = {}
+    for folder in folders:
+        saved = json.loads((folder / "on_policy.json").read_text("utf-8"))
+        saved["runs"] = [run for run in saved["runs"] if run["seed"] <= seeds]
+        saved["starts"] = {s: v for s, v in saved["starts"].items() if int(s) <= seeds}
+        found[folder.name] = json.loads(
+            json.dumps(saved), parse_float=lambda text: round(float(text), 4)
+        )
+    return found
+
+
 def table(saved: dict[str, Any], moment: str) -> str:
     """Return the Markdown table of one moment, each row with its difference to off-policy."""
     lines = [
@@ -298,15 +331,13 @@ def table(saved: dict[str, Any], moment: str) -> str:
         base = by_row.get(f"off-policy, {name.rpartition(', ')[2]}", {})
         pairs = [v["own_nats"] - base[s]["own_nats"] for s, v in runs.items() if s in base]
         own = name.startswith("off-policy") or not pairs
-        better = (
-            f"{spread(pairs, sign=True)}, better in {sum(p < 0 for p in pairs)} of {len(pairs)}"
-        )
+        won = f"better in {sum(p < 0 for p in pairs)} of {len(pairs)}"
         cells = [
             name,
             f"{mean(v['steps'] for v in runs.values()):.0f}",
             f"{mean(v['cpu_seconds'] for v in runs.values()):.0f}",
             spread([v["own_nats"] for v in runs.values()]),
-            "" if own else better,
+            "" if own else f"{spread(pairs, sign=True)}, {won}",
             *(
                 spread([v[measure] for v in runs.values()])
                 for measure in ("own_late", "own_kl", "own_entropy", "held_out_nats")
@@ -327,6 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--losses", nargs="*", choices=tuple(LOSSES), help="those rows alone")
     parser.add_argument("--table", action="store_true", help="print the tables of what is there")
     for name, value in asdict(Settings()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
@@ -338,7 +370,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for noisy in ("composer", "transformers"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    run(given.output, Settings(**{n: getattr(given, n) for n in asdict(Settings())}), given.seeds)
+    rows = [row for row in ROWS if given.losses is None or row.loss in given.losses]
+    settings = Settings(**{name: getattr(given, name) for name in asdict(Settings())})
+    run(given.output, settings, given.seeds, rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from composer_distill.planning.memory import LAYOUTS, Plan, moments, peak
 from composer_distill.planning.shapes import Shape
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the profiler's and of other packages' own
-WITHIN = 0.15
+WITHIN = 0.10
 GPT2 = Shape(layers=4, hidden=64, vocab=2000, heads=4, positions=64, tied=True, gated=False)
 DEEP = replace(LLAMA, layers=8, vocab=500, hidden=128, intermediate=384)
 
