@@ -189,7 +189,8 @@ class Distillation(Algorithm):
         check_judged(judge, loss)
         check_all_answer(self, panel.routing, is_sparse(self.teachers))
         fused = loss if isinstance(loss, FusedLinearKL) else None
-        observer = Observer(panel.labels) if self.telemetry and loss is not None else None
+        observed = self.telemetry and loss is not None
+        observer = Observer(panel.labels, panel.own) if observed else None
         logits = LogitsTerm(panel, reader, loss, weight, observer, on_nonfinite, judge)
         terms: list[Term] = []
         if fused is not None:

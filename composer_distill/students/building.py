@@ -41,16 +41,40 @@ def bare(model: Any) -> Any:
             f"{type(model).__name__}. For others build the student and use "
             "copy_matching(student, teacher)."
         )
-    for attribute, remedy in (
-        ("hf_quantizer", "load it without quantization"),
-        ("peft_config", "merge its adapters first"),
+    prompts = inner is not model and hasattr(model, "peft_config")
+    for found, what, remedy in (
+        (getattr(inner, "hf_quantizer", None), "a quantizer", "load it without quantization"),
+        # once its adapters are merged a model still has their configuration
+        (prompts or _has_adapters(inner), "adapters", "merge them by merge_and_unload() first"),
     ):
-        if getattr(inner, attribute, None) is not None:
+        if found:
             raise TypeError(
                 f"model must be a plain Hugging Face model, but this {type(inner).__name__} has "
-                f"{attribute}: {remedy}."
+                f"{what}: {remedy}."
             )
     return inner
+
+
+def _has_adapters(model: nn.Module) -> bool:
+    """Return whether PEFT put layers around others."""
+    return any(hasattr(module, "_disable_adapters") for module in model.modules())
+
+
+def checked_batches(batches: Any) -> list[Mapping[str, Any]]:
+    """Return batches as a list.
+
+    Raises:
+        TypeError: If they are no inputs of a Hugging Face model, by name.
+    """
+    several: list[Any] = [batches] if isinstance(batches, Mapping | Tensor) else list(batches)
+    wrong = next((each for each in several if not isinstance(each, Mapping)), None)
+    if wrong is not None or isinstance(batches, Mapping):
+        came = "one of them alone" if wrong is None else type(wrong).__name__
+        raise TypeError(
+            "batches must be several mappings of the model's inputs, such as "
+            f"[{{'input_ids': ..., 'labels': ...}}], got {came}."
+        )
+    return several
 
 
 def build_like(teacher: Any, config: Any, kept: Mapping[str, Sequence[int]]) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
-from composer_distill.students.building import bare, build_like
+from composer_distill.students.building import bare, build_like, checked_batches
 from composer_distill.students.importance import layer_importance
 from composer_distill.students.layers import FIRST, INDICES, PER_LAYER, Stack, stacks_of
 from composer_distill.students.width import Widths, narrowed
@@ -75,7 +75,12 @@ def student_from_teacher(
     teacher, widths = bare(model), Widths(hidden, intermediate, heads)
     if layers is None and not widths:
         raise ValueError("layers, hidden, intermediate or heads must say what stays, got None.")
-    batches = None if batches is None else list(batches)
+    if n_layers is not None and not _by_importance(layers):
+        raise ValueError(
+            f"n_layers={n_layers!r} is how many layers='importance' keeps, but layers is "
+            f"{layers!r}. Give one of the two."
+        )
+    batches = None if batches is None else checked_batches(batches)
     student = teacher if layers is None else _shorter(teacher, layers, n_layers, batches, stacks)
     return narrowed(student, widths, batches) if widths else student
 
@@ -95,6 +100,11 @@ def _shorter(
     for stack, indices in kept.items():
         _shorten(stack.config_of(config), stack.counts, len(indices))
     return build_like(teacher, config, {stack.path: kept[stack] for stack in kept})
+
+
+def _by_importance(layers: Any) -> bool:
+    choices = list(layers.values()) if isinstance(layers, Mapping) else [layers]
+    return any(isinstance(choice, str) and choice == "importance" for choice in choices)
 
 
 def evenly(count: int, length: int) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from composer_distill.students.building import bare
+from composer_distill.students.building import bare, checked_batches
 from composer_distill.students.layers import Stack, stacks_of
 
 
@@ -27,13 +27,14 @@ def layer_importance(
             where there is but one.
 
     Raises:
+        TypeError: If a batch is no mapping.
         ValueError: If there are no batches, a batch gives no loss, or several lists.
 
     Reference:
         Muralidharan et al. 2024, arXiv 2407.14679, section 2.2.
     """
     teacher = bare(model)
-    kept = list(batches)
+    kept = checked_batches(batches)
     if not kept:
         raise ValueError("batches must hold at least one batch with labels, got none.")
     path = _only(stacks_of(teacher)).path if stack is None else stack

@@ -19,6 +19,7 @@ from composer_distill.teachers.splitting import shallow_copy
 from composer_distill.teachers.teacher import Extract, Forward, Teacher
 
 _SWITCH = "_disable_adapters"  # of PEFT's layers: their own setter moves requires_grad too
+_SAVED = "modules_to_save"  # of copies of whole modules, which name nothing as theirs before 0.18
 
 
 class AdapterFreeTeacher(Teacher):
@@ -177,7 +178,7 @@ def check_adapters(model: nn.Module, label: str) -> None:
 
 def _own(layer: Any) -> Iterator[nn.Parameter]:
     """Yield the parameters of a layer that are its adapters' own."""
-    for path in getattr(layer, "adapter_layer_names", ()):
-        part = attrgetter(path)(layer)
+    named = [attrgetter(path)(layer) for path in getattr(layer, "adapter_layer_names", ())]
+    for part in named or [dict(layer.named_children()).get(_SAVED)]:
         if isinstance(part, (nn.Module, nn.ParameterDict)):
             yield from part.parameters()

@@ -79,6 +79,12 @@ def _at_work(teacher: AnyTeacher, label: str) -> Source:
     return LiveTeacher(teacher, label)
 
 
+def made_of_student(teachers: Sequence[AnyTeacher]) -> tuple[int, ...]:
+    """Return the numbers of those that have no knowledge but the student's."""
+    own = (AdapterFreeTeacher, EMATeacher)
+    return tuple(index for index, teacher in enumerate(teachers) if isinstance(teacher, own))
+
+
 def check_apart(
     teachers: Sequence[AnyTeacher], student: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
 ) -> None:

@@ -1,7 +1,7 @@
 """What training tells beyond its losses, gathered while the teachers answer."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -30,17 +30,22 @@ class Observer:
 
     Args:
         labels: What warnings call each teacher.
+        own: Which of them are made of the student, and know at first what it knows.
     """
 
-    def __init__(self, labels: Sequence[str]) -> None:
+    def __init__(self, labels: Sequence[str], own: Collection[int] = ()) -> None:
         self._labels = tuple(labels)
+        self._own = frozenset(own)
         self._chance = ChanceWatch()
         self._seen: set[int] = set()
 
     @property
     def wants_labels(self) -> bool:
         """Whether too little is known about a teacher to tell it from one at chance level."""
-        return any(map(self._chance.wants, self._labels))
+        return any(map(self._wants_chance, range(len(self._labels))))
+
+    def _wants_chance(self, index: int) -> bool:
+        return index not in self._own and self._chance.wants(self._labels[index])
 
     def watch(
         self,
@@ -72,7 +77,7 @@ class Observer:
             if index not in self._seen:
                 both = are_probabilities(student.logits, axis)  # then the loss may be one of shares
                 values[f"{_SHARES}{index}"] = are_probabilities(logits, axis) * (1.0 - both)
-            if labels is not None and self._chance.wants(self._labels[index]):
+            if labels is not None and self._wants_chance(index):
                 values[f"{_CHANCE}{index}"] = chance_ratio(logits, labels, axis)
 
         return note

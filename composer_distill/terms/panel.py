@@ -9,7 +9,7 @@ from torch import Tensor
 
 from composer_distill.schedule import ALWAYS, weight_now
 from composer_distill.teachers.microbatch import Microbatch
-from composer_distill.teachers.roster import AnyTeacher, at_work, labels_of
+from composer_distill.teachers.roster import AnyTeacher, at_work, labels_of, made_of_student
 from composer_distill.teachers.sharding import Sharding
 from composer_distill.teachers.source import Early, Follower
 from composer_distill.teachers.stopwatch import Stopwatch
@@ -46,6 +46,7 @@ class TeacherPanel:
         self.labels = labels_of(self.teachers)
         self.routing = routing_of(self.teachers, self.labels, route_by)
         self.sources = at_work(self.teachers)
+        self.own = made_of_student(self.teachers)
         self.followers = {
             str(index): source
             for index, source in enumerate(self.sources)

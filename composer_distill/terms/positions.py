@@ -20,10 +20,11 @@ MaskFn = Callable[[Any, Any], Tensor | None]
 
 def check_mask_fn(mask_fn: Any) -> Any:
     """Return ``mask_fn``; raise TypeError where it can be none."""
-    if mask_fn is not None and not callable(mask_fn):
+    name = getattr(mask_fn, "__name__", type(mask_fn).__name__)
+    if name == "teacher_confident" or not (mask_fn is None or callable(mask_fn)):
         raise TypeError(
-            "mask_fn must be callable as (batch, outputs) or None, got "
-            f"{type(mask_fn).__name__}. Use loss_positions, attended_positions or all_positions."
+            f"mask_fn must be callable as (batch, outputs) or None, got {name}. Use "
+            "loss_positions, attended_positions, all_positions or teacher_confident(0.5)."
         )
     return mask_fn
 

@@ -20,6 +20,7 @@ from integration.harness import (
     trainer_for,
 )
 from integration.workers.adapters import adapted, trained_ones
+from torch import nn
 from torch.nn import functional as F
 
 from composer_distill import AdapterFreeTeacher, Distillation, KLDivergence
@@ -119,6 +120,25 @@ def unfrozen(module):
 def test_students_whose_base_can_not_be_run(module, match):
     with pytest.raises(ValueError, match=r"teacher 0 \(student without adapters\).*" + match):
         train(module, Distillation(AdapterFreeTeacher(), forward_kl()))
+
+
+class Saved(nn.Module):
+    """A module that is trained as a copy of itself, as PEFT's are that name nothing as theirs."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.original_module = module.requires_grad_(False)
+        self.modules_to_save = nn.ModuleDict({"default": copy.deepcopy(module)})
+        self.modules_to_save.requires_grad_(True)
+        self._disable_adapters = False
+
+
+def test_a_module_that_is_trained_as_a_copy_is_an_adapter():
+    module = nn.Sequential(Saved(nn.Linear(2, 2)))
+    check_adapters(module, "teacher 0")
+    module[0].original_module.bias.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"trains '0\.original_module\.bias' of its base too"):
+        check_adapters(module, "teacher 0")
 
 
 def gpt2(dropout=0.1):

@@ -23,7 +23,7 @@ from integration.harness import (
 )
 from torch import nn
 
-from composer_distill import Distillation, KLDivergence, Teacher
+from composer_distill import Distillation, EMATeacher, KLDivergence, Teacher
 from composer_distill.losses import DistillationLoss
 from composer_distill.terms.sampling import sample_teachers
 
@@ -222,6 +222,12 @@ def test_a_teacher_that_knows_no_labels_is_warned_of_once_and_early(caplog):
 
 def test_a_teacher_that_knows_the_labels_is_not_warned_of(caplog):
     assert warnings_of(caplog, Knowing(0)) == []
+
+
+def test_what_is_made_of_the_student_is_not_warned_of(caplog):
+    assert len(warnings_of(caplog, mlp(0), max_duration="6ba")) == 1  # it knows no more than that
+    caplog.clear()
+    assert warnings_of(caplog, EMATeacher(decay=0.9999, warmup=0)) == []
 
 
 def test_the_warning_comes_within_the_first_batches(caplog):

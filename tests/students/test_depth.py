@@ -173,6 +173,7 @@ def test_an_unknown_architecture_is_told_where_its_layers_are():
         ({"layers": [5]}, "rising indices from 0 to 4"),
         ({"layers": []}, "rising indices"),
         ({"layers": "importance"}, "needs n_layers"),
+        ({"layers": 3, "n_layers": 2}, "n_layers=2 is how many layers='importance' keeps, but"),
         ({"layers": {"decoder": 2}}, "names 'decoder', which must be one of.*transformer.h"),
     ],
 )
@@ -188,10 +189,32 @@ def test_what_is_no_plain_hugging_face_model():
         student_from_teacher(gpt2(), 2.5)
     with pytest.raises(ValueError, match="scale_attn_by_inverse_layer_idx is set"):
         student_from_teacher(gpt2(scale_attn_by_inverse_layer_idx=True), 2)
+    adapted = gpt2()
+    adapted.peft_config = {"default": "of adapters that were merged"}
+    assert student_from_teacher(adapted, 2).config.n_layer == 2
+    adapted.transformer.wte._disable_adapters = False
+    with pytest.raises(TypeError, match=r"has adapters: merge them by merge_and_unload\(\) first"):
+        student_from_teacher(adapted, 2)
     quantized = copy.copy(gpt2())
     quantized.hf_quantizer = object()
     with pytest.raises(TypeError, match="without quantization"):
         student_from_teacher(quantized, 2)
+
+
+@pytest.mark.parametrize(
+    ("batches", "came"),
+    [
+        ([torch.ones(1, 4)], "got Tensor"),
+        (torch.ones(1, 4), "got Tensor"),
+        ({"input_ids": torch.ones(1, 4)}, "got one of them alone"),
+    ],
+)
+def test_batches_are_several_mappings(batches, came):
+    message = "batches must be several mappings of the model's inputs, such as .*" + came
+    with pytest.raises(TypeError, match=message):
+        layer_importance(gpt2(), batches)
+    with pytest.raises(TypeError, match=message):
+        student_from_teacher(gpt2(), hidden=4, batches=batches)
 
 
 def test_importance_needs_a_loss():

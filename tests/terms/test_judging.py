@@ -54,6 +54,8 @@ def test_classes_that_are_not_last():
 def test_what_can_not_be_judged():
     with pytest.raises(ValueError, match="between 0 and 1, got 1"):
         teacher_confident(1.0)
+    with pytest.raises(TypeError, match=r"got teacher_confident\. Use .*teacher_confident\(0\.5\)"):
+        Distillation(nn.Linear(2, 2), KLDivergence(), mask_fn=teacher_confident)
     student, teacher = tensors(4)
     with pytest.raises(ValueError, match=r"teacher_correct needs.*teacher_confident"):
         teacher_correct.judge(Microbatch(None, None, student), teacher)
