@@ -18,6 +18,7 @@ from tests.benchmarks.evidence import (  # noqa: E402
     dark_knowledge,
     expect,
     fashion,
+    other_task,
     prune_recover,
     recovery,
     tuning,
@@ -144,6 +145,16 @@ def rows(experiment, seed):
             "accuracy",
             "or 88.5 %",
         ),
+        ("other_task", "250 labels: hint", "accuracy", "(73.0 % against"),
+        ("other_task", "250 labels: alone", "accuracy", "against 73.6 %,"),
+        ("other_task", "5000 labels: alone", "accuracy", "84.9 % both"),
+        ("other_task", "5000 labels: hint", "accuracy", "84.9 % both"),
+        (
+            "other_task",
+            "250 labels: hint first, on all images",
+            "accuracy",
+            "250 labels to 76.6 %",
+        ),
         ("few_labels", "50 labels: alone", "accuracy", "82.6 %"),
         ("few_labels", "100 labels: alone", "accuracy", "88.0 %"),
         (
@@ -182,9 +193,9 @@ def test_both_sides_use_what_the_tuning_preferred():
     assert chosen("smoothed")["smoothing"] == settings.SMOOTHING
 
 
-@pytest.mark.parametrize(("module", "label"), [(fashion, "fashion")], ids=["fashion"])
-def test_students_of_real_data_use_what_the_tuning_preferred(module, label):
-    document = load(PAGES / f"{label}.json")
+@pytest.mark.parametrize("module", [fashion, other_task], ids=["fashion", "other_task"])
+def test_students_of_real_data_use_what_the_tuning_preferred(module):
+    document = load(PAGES / f"{module.EXPERIMENT.name}.json")
     for kind, rate in module.RATES.items():
         grid = [row for row in rows_of(document) if row.startswith(f"{module.TUNING}{kind}:")]
         assert len(grid) == len(module.GRID)

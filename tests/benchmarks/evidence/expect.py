@@ -172,6 +172,20 @@ QUESTIONS = (
         "cut, cached",
     ),
     Question(
+        "Fashion-MNIST, 250 labels: a hint of ImageNet features beside them",
+        "other_task",
+        "250 labels: alone",
+        "250 labels: hint",
+        "accuracy",
+    ),
+    Question(
+        "Fashion-MNIST, 250 labels: the hint first, unlabelled; against twice the steps",
+        "other_task",
+        "250 labels: twice as long",
+        "250 labels: hint first, on all images",
+        "accuracy",
+    ),
+    Question(
         "all labels, each side's best settings, two seeds",
         "tuning",
         "alone: lr 0.03, wd 0.1",

@@ -15,6 +15,7 @@ from tests.benchmarks.evidence import (
     expect,
     fashion,
     few_labels,
+    other_task,
     other_teachers,
     poor_teacher,
     prune_recover,
@@ -40,6 +41,7 @@ EXPERIMENTS = [
         copied_layers,
         fashion,
         prune_recover,
+        other_task,
         tuning,
     )
 ]
