@@ -1,115 +1,139 @@
 """What a step costs a student that learns from cached answers, and what reading a cache takes.
 
-Under five minutes on an idle machine, from the repository's root::
+Some ten minutes, from the repository's root::
 
-    python -m tests.benchmarks.caching_speed --output docs/caching-speed.json
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.caching_speed --output docs/caching-speed.json
 
-A student trains through the real ``Trainer``, its rows in turns: alone; from a live teacher four
-times its width; from each kind of cache; and from answers that are in memory already, which is what
-the loss alone costs. Then caches of growing size are read to their end, and the memory that files
-take of the process is noted.
+Steps are timed as ``overhead.py`` times them: one student in one real ``Trainer``, each batch as
+another contestant, in an order that is drawn anew in each round. No two batches of a round are the
+same, so that each is looked up anew. CPU time is the process's, the thread that reads ahead
+included. Then caches of growing size are read to their end, and the memory that files take of the
+process is noted.
 """
 
 import argparse
+import dataclasses
 import json
+import logging
 import os
 import re
+import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from composer import Trainer
-from composer.core import Callback
-from composer.models import ComposerModel
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from composer.core import Algorithm
+from torch.utils.data import DataLoader
 
-from composer_distill import CachedTeacher, Distillation, KLDivergence, Teacher, cache_teacher
-from composer_distill.caching.answers import Answers
+from composer_distill import CachedTeacher, Distillation, KLDivergence, cache_teacher
 from composer_distill.caching.manifest import Recipe
 from composer_distill.caching.reader import Cache
 from composer_distill.caching.writer import PartWriter, finish, start
 from tests.benchmarks.caching import facts
+from tests.benchmarks.overhead import (
+    AGAIN,
+    STUDENT,
+    Claim,
+    Contest,
+    Found,
+    environment,
+    ratio,
+)
+from tests.benchmarks.workloads import KD_WEIGHT, TASK_WEIGHT, WORKLOADS, Workload, vision
 
-CLASSES, LENGTH, BATCH, SKIPPED = 8192, 64, 4, 3
+LIVE, TOLD = "live teacher", "whole logits, with telemetry"
 CACHES: dict[str, dict[str, Any]] = {
     "whole logits": {},
     "top-k 64": {"top_k": 64},
     "50 draws": {"samples": 50},
 }
-ROWS = ("alone", "live teacher", *CACHES, *(f"{name}, in memory" for name in CACHES))
+SHUFFLENETS = "shufflenet_v2_x0_5", "shufflenet_v2_x1_0"
+WORKS: list[tuple[Callable[[], Workload], list[str], int]] = [
+    (partial(vision, *SHUFFLENETS, images=12), ["whole logits"], 300),  # some 40 ms a step
+    (WORKLOADS["text"], list(CACHES), 60),
+]
+"""What is trained, from which caches, and for how many rounds."""
+BATCHES = 32
 
 
-class Reader(ComposerModel):
-    """A recurrent language model."""
+class CachedContest(Contest):
+    """Times the student alone, from a live teacher, and from each cache.
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(CLASSES, width)
-        self.layers = nn.GRU(width, width, 2, batch_first=True)
-        self.head = nn.Linear(width, CLASSES)
+    Args:
+        work: Models and data.
+        caches: Their folders, by their names.
+    """
 
-    def forward(self, batch: Any) -> Tensor:
-        return self.head(self.layers(self.embedding(batch[0]))[0])
+    def __init__(self, work: Workload, caches: dict[str, Path]):
+        self.caches = caches
+        super().__init__(work)
 
-    def loss(self, outputs: Tensor, batch: Any) -> Tensor:
-        return F.cross_entropy(outputs.flatten(0, 1), batch[1].flatten())
+    def contestants(self) -> dict[str, list[Algorithm]]:
+        """Return each contestant's algorithms."""
 
+        def learn(source: Any, telemetry: bool = False) -> list[Algorithm]:
+            loss = KLDivergence(temperature=self.work.temperature)
+            return [Distillation(source, loss, KD_WEIGHT, TASK_WEIGHT, telemetry=telemetry)]
 
-class StepTime(Callback):
-    """Notes how long each step takes."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def batch_start(self, state: Any, logger: Any) -> None:
-        self._began = time.perf_counter()
-
-    def batch_end(self, state: Any, logger: Any) -> None:
-        self.seconds.append(time.perf_counter() - self._began)
-
-
-def loader(steps: int) -> DataLoader[Any]:
-    """Return batches of random tokens."""
-    ids = torch.randint(
-        CLASSES, (steps * BATCH, LENGTH), generator=torch.Generator().manual_seed(0)
-    )
-    return DataLoader(TensorDataset(ids, ids.roll(-1, 1)), BATCH)
+        return {
+            STUDENT: [],
+            AGAIN: [],
+            LIVE: learn(self.teacher),
+            **{name: learn(CachedTeacher(folder)) for name, folder in self.caches.items()},
+            TOLD: learn(CachedTeacher(self.caches["whole logits"]), telemetry=True),
+        }
 
 
-def step_ms(row: str, teacher: Reader, folder: Path, width: int, steps: int) -> float:
-    """Return the median time of a row's steps."""
-    name, _, in_memory = row.partition(", ")
-    source: Any = Teacher(teacher) if row == "live teacher" else None
-    if name in CACHES:
-        source = CachedTeacher(folder / name)
-    clock, student = StepTime(), Reader(width)
-    find = Answers.find
-    if in_memory:
-        kept = find(Answers(source.cache), next(iter(loader(steps))), ())
-        Answers.find = lambda self, view, label_keys: kept  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        term = None if source is None else Distillation(source, KLDivergence(1.0), telemetry=False)
-        trainer = Trainer(
-            model=student,
-            train_dataloader=loader(steps),
-            max_duration="1ep",
-            optimizers=torch.optim.AdamW(student.parameters(), lr=1e-3),
-            algorithms=term,
-            callbacks=clock,
-            progress_bar=False,
-            device="cpu",
+def unlike(work: Workload) -> Workload:
+    """Return the workload with batches that differ from each other."""
+    first = next(iter(work.batches()))
+
+    def batches() -> DataLoader[Any]:
+        generator = torch.Generator().manual_seed(1)
+        if isinstance(first, dict):
+            ids = [_tokens(first["input_ids"], generator) for _ in range(BATCHES)]
+            rows: Sequence[Any] = [{"input_ids": x, "labels": x} for x in torch.cat(ids)]
+            size = len(first["input_ids"])
+        else:
+            pixels = [torch.randn(first[0].shape, generator=generator) for _ in range(BATCHES)]
+            rows = list(zip(torch.cat(pixels), first[1].repeat(BATCHES), strict=True))
+            size = len(first[0])
+        return DataLoader(rows, batch_size=size)  # pyright: ignore[reportArgumentType]
+
+    return dataclasses.replace(work, batches=batches)
+
+
+def _tokens(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return torch.randint(int(like.max()), like.shape, generator=generator)
+
+
+def time_steps(work: Workload, caches: list[str], rounds: int, folder: Path) -> dict[str, Any]:
+    """Return each contestant's milliseconds in each round, and the caches' sizes."""
+    work, sizes, folders = unlike(work), {}, {}
+    for cache in caches:
+        folders[cache] = folder / cache
+        kept = cache_teacher(
+            work.teacher(1), work.batches(), folders[cache], device="cpu", **CACHES[cache]
         )
-        trainer.fit()
-        trainer.close()
-    finally:
-        Answers.find = find
-    return 1000 * statistics.median(clock.seconds[SKIPPED:])
+        sizes[cache] = kept.bytes / kept.positions
+    contest = CachedContest(work, folders)
+    contest.take_turns(list(contest.algorithms), 4)
+    found = contest.take_turns(list(contest.algorithms), rounds)
+    contest.trainer.close()
+    return {"title": work.title, "bytes_a_position": sizes, "ms": _rounded(found)}
+
+
+def _rounded(found: Found) -> Found:
+    return {
+        name: {key: [round(value, 2) for value in values] for key, values in times.items()}
+        for name, times in found.items()
+    }
 
 
 def mapped() -> int:
@@ -141,48 +165,38 @@ def memory_of(gigabytes: float, folder: Path) -> dict[str, float]:
     return {"gigabytes": size / 1e9, "megabytes_in_memory": most / 1e6, "seconds": seconds}
 
 
-def measure(width: int, steps: int, rounds: int, sizes: list[float]) -> dict[str, Any]:
+def measure(sizes: list[float], fast: bool) -> dict[str, Any]:
     """Return all that is measured."""
     torch.set_num_threads(1)
-    teacher = Reader(4 * width)
-    times: dict[str, list[float]] = {row: [] for row in ROWS}
-    sizes_of = {}
+    logging.disable(logging.WARNING)  # untrained teachers are at chance level, which is warned of
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        for name, options in CACHES.items():
-            began = time.perf_counter()
-            kept = cache_teacher(teacher, loader(steps), folder / name, device="cpu", **options)
-            sizes_of[name] = {
-                "bytes_a_token": kept.bytes / kept.positions,
-                "written_tokens_a_second": kept.positions / (time.perf_counter() - began),
-            }
-        for _ in range(rounds):
-            for row in ROWS:
-                times[row].append(step_ms(row, teacher, folder, width, steps))
-        memory = [memory_of(size, folder / str(size)) for size in sizes]
-    return {
-        **facts(),
-        "settings": {"width": width, "steps": steps, "rounds": rounds, "load": os.getloadavg()[0]},
-        "caches": sizes_of,
-        "step_ms": times,
-        "memory": memory,
-    }
+        steps = [
+            time_steps(work(), caches, 5 if fast else rounds, folder / str(number))
+            for number, (work, caches, rounds) in enumerate(WORKS)
+        ]
+        memory = []
+        for size in sizes:
+            memory.append(memory_of(size, folder / "read"))
+            shutil.rmtree(folder / "read")
+    about = {"processor": environment()["processor"], "load": os.getloadavg()[0]}
+    return {**facts(), "settings": about, "steps": steps, "memory": memory}
 
 
 def table(document: dict[str, Any]) -> str:
     """Return the steps' times, and what they are of the student's own, as Markdown."""
-    alone = document["step_ms"]["alone"]
-    lines = [
-        "| student from | bytes a token | step, ms | of the student alone |",
-        "|---|---|---|---|",
-    ]
-    for row, times in document["step_ms"].items():
-        size = document["caches"].get(row)
-        bytes_ = f"{size['bytes_a_token']:.0f}" if size else ""
-        ratio = statistics.median(one / own for one, own in zip(times, alone, strict=True))
-        lines.append(f"| {row} | {bytes_} | {statistics.median(times):.1f} | {ratio:.3f} |")
+    lines = []
+    for steps in document["steps"]:
+        lines += [
+            f"{steps['title']}; {len(steps['ms'][STUDENT]['cpu'])} rounds:",
+            "",
+            "| student from | bytes a position | CPU, ms a step | of the student alone "
+            "| 95 % of the median | wall clock |",
+            "|---|---|---|---|---|---|",
+            *(f"| {' | '.join(_cells(steps, name))} |" for name in steps["ms"]),
+            "",
+        ]
     lines += [
-        "",
         "| cache, GB | memory that its files took at most, MB | read in, s |",
         "|---|---|---|",
     ]
@@ -193,10 +207,19 @@ def table(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _cells(steps: dict[str, Any], name: str) -> list[str]:
+    found, size = steps["ms"], steps["bytes_a_position"].get(name)
+    cpu, wall = (ratio((found, found), Claim(name, (STUDENT,)), key) for key in ("cpu", "wall"))
+    own = statistics.median(found[name]["cpu"])
+    bounds = "" if name == STUDENT else f"{cpu.low:.3f} to {cpu.high:.3f}"
+    room = f"{size:.0f}" if size else ""
+    return [name, room, f"{own:.1f}", f"{cpu.median:.3f}", bounds, f"{wall.median:.3f}"]
+
+
 def shown(document: dict[str, Any]) -> str:
     """Return what the page shows."""
-    load = document["settings"]["load"]
-    told = f"two cores, one thread used, load {load:.1f} at the end"
+    settings = document["settings"]
+    told = f"{settings['processor']}, one thread, load {settings['load']:.1f} at the end"
     return f"Measured on {document['date']}; {told}.\n\n{table(document)}"
 
 
@@ -204,12 +227,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--width", type=int, default=160)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--gigabytes", type=float, nargs="*", default=[0.25, 0.5, 1.0])
+    parser.add_argument("--fast", action="store_true", help="few rounds: a smoke test, no result")
+    parser.add_argument("--gigabytes", type=float, nargs="*", default=[0.5, 2.0, 10.0])
     given = parser.parse_args(arguments)
-    document = measure(given.width, given.steps, given.rounds, given.gigabytes)
+    document = measure(given.gigabytes, given.fast)
     given.output.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     print(table(document))
 
