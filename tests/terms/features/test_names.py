@@ -1,5 +1,6 @@
 import pytest
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from composer_distill.terms.features.huggingface import read_layers
 from composer_distill.terms.features.layers import pairs_of
@@ -12,6 +13,14 @@ class Wrapper(nn.Module):
     def __init__(self, attribute, module):
         super().__init__()
         self.add_module(attribute, module)
+
+
+class DDP(DistributedDataParallel):
+    """What DDP looks like from outside, without processes."""
+
+    def __init__(self, module):
+        nn.Module.__init__(self)
+        self.module = module
 
 
 def blocks(n):
@@ -28,6 +37,7 @@ def blocks(n):
         lambda m: Wrapper("_orig_mod", Wrapper("module", m)),
         lambda m: Wrapper("_fsdp_wrapped_module", Wrapper("model", m)),
         lambda m: Wrapper("module", Wrapper("_orig_mod", m)),
+        lambda m: DDP(Wrapper("module", m)),
     ],
 )
 def test_a_name_is_the_users_own_whatever_wraps_the_model(wrap):
