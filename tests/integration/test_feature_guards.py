@@ -11,6 +11,7 @@ from integration.harness import (
     assert_close,
     fit,
     loader,
+    logged,
     mlp,
     train_by_hand,
     trainer_for,
@@ -19,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from composer_distill import Distillation, FeatureTerm
-from composer_distill.losses import HiddenMSE
+from composer_distill.losses import CKA, HiddenMSE
 from composer_distill.terms.features.companions import Companions
 from composer_distill.training.companions import CompanionTrainer
 
@@ -109,6 +110,15 @@ def test_a_loss_of_many_values_is_their_mean_and_one_without_gradient_an_error()
     with pytest.raises(TypeError, match="must return a tensor with a gradient path"):
         trainer.fit()
     trainer.close()
+
+
+def test_two_terms_of_one_name_are_told_apart():
+    terms = [FeatureTerm("1", loss=HiddenMSE()), FeatureTerm("1", loss=CKA(), weight=2.0)]
+    trainer = fit(Classifier(mlp(0)), Distillation(mlp(1), None, feature_terms=terms))
+    values = [logged(trainer, f"distillation/features/{name}") for name in ("1", "1_2")]
+    assert [len(found) for found in values] == [2, 2]
+    assert values[0] != values[1]
+    assert logged(trainer, "distillation/feature_weight/1_2") == [2.0, 2.0]
 
 
 @pytest.mark.parametrize("projector", [None, "linear"])
