@@ -70,3 +70,20 @@ def test_minilm_matches_unlike_widths_without_padding_and_without_the_teachers_h
     assert len(logged(trainer, "distillation/features/hidden_states.2")) == 2
     assert positions == [1, 1]
     assert "hidden_states" not in trainer.state.outputs
+
+
+def test_a_callable_sees_the_logits_of_every_position():
+    student, teacher = bert(8, 1, 0), bert(8, 1, 1)
+    data, shapes = batch(), []
+
+    def logits(model, outputs):
+        shapes.append(tuple(outputs.logits.shape))
+        return outputs.logits
+
+    fit(
+        HuggingFaceModel(student, use_logits=True),
+        Distillation(teacher, None, feature_terms=[FeatureTerm(logits, loss=HiddenMSE())]),
+        train_dataloader=[data],
+        device_train_microbatch_size=4,
+    )
+    assert shapes == [(4, 6, 16)] * 2
