@@ -186,6 +186,43 @@ QUESTIONS = (
         "accuracy",
     ),
     Question(
+        "masked characters, half the width: logits and TinyBERT's terms",
+        "feature_text",
+        "narrow: alone",
+        "narrow: logits, TinyBERT",
+    ),
+    Question(
+        "the same, against logits alone",
+        "feature_text",
+        "narrow: logits",
+        "narrow: logits, TinyBERT",
+    ),
+    Question(
+        "the same with MiniLMv2's relations, against logits alone",
+        "feature_text",
+        "narrow: logits",
+        "narrow: logits, MiniLMv2",
+    ),
+    Question(
+        "masked characters, copied layers: DistilBERT's recipe",
+        "feature_text",
+        "copied: alone",
+        "copied: logits, cosine (DistilBERT)",
+    ),
+    Question(
+        "clothes: attention transfer, its usual weight",
+        "feature_images",
+        "alone",
+        "AT",
+        "accuracy",
+    ),
+    Question(
+        "clothes: similarities beside logits; against logits",
+        "feature_images",
+        "logits",
+        "logits, SP",
+    ),
+    Question(
         "all labels, each side's best settings, two seeds",
         "tuning",
         "alone: lr 0.03, wd 0.1",

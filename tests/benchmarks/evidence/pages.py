@@ -14,6 +14,8 @@ from tests.benchmarks.evidence import (
     efficiency,
     expect,
     fashion,
+    feature_images,
+    feature_text,
     few_labels,
     other_task,
     other_teachers,
@@ -42,6 +44,8 @@ EXPERIMENTS = [
         fashion,
         prune_recover,
         other_task,
+        feature_images,
+        feature_text,
         tuning,
     )
 ]
