@@ -202,6 +202,15 @@ def test_what_can_be_no_projector_is_refused():
         build_projector("linear", (torch.zeros(2, 3, 4),) * 3, torch.zeros(2, 3, 4), "a/0")
 
 
+def test_a_module_that_came_frozen_and_in_eval_mode_trains():
+    given = nn.Sequential(nn.Linear(4, 8), nn.Dropout()).eval().requires_grad_(False)
+    made = first_projector(given)
+    assert made.training
+    assert made[1].training
+    assert all(parameter.requires_grad for parameter in made.parameters())
+    assert not given.training
+
+
 def test_a_convolution_maps_channels_of_any_space():
     for space in ((5,), (5, 3), (5, 3, 2)):
         student, teacher = torch.zeros(2, 4, *space), torch.zeros(2, 6, *space)
