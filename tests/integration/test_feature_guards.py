@@ -151,3 +151,14 @@ def test_nothing_in_the_state_of_projectors_is_executed(tmp_path):
     with pytest.raises(UnpicklingError, match="Weights only load failed"):
         CompanionTrainer(Companions(), None).load_state_dict(buffer.getvalue())
     assert not (tmp_path / "written").exists()
+
+
+def test_what_a_checkpoint_holds_of_projectors_that_are_not_made_again_stays():
+    """Of a term whose window is over, and of one whose time has not come."""
+    buffer = io.BytesIO()
+    torch.save({"key": {"module": nn.Linear(2, 2).state_dict()}}, buffer)
+    trainer = CompanionTrainer(Companions(), None)
+    trainer.load_state_dict(buffer.getvalue())
+    kept = torch.load(io.BytesIO(trainer.state_dict()), weights_only=True)
+    before = torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+    torch.testing.assert_close(kept, before, rtol=0, atol=0)
