@@ -47,11 +47,7 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(
-    "experiment",
-    [*EXPERIMENTS, classes.EXPERIMENT],  # the last has not been measured yet: it has no page
-    ids=lambda e: e.name,
-)
+@each_experiment
 @pytest.mark.filterwarnings("ignore:Some targets have less than 1 total probability")
 def test_an_experiment_runs_end_to_end(experiment, folder, threads, capsys):
     if lacking := experiment.missing(experiment.scales[True], folder):
@@ -168,6 +164,17 @@ def rows(experiment, seed):
         ("feature_text", "narrow: logits", "nll", "2.625 from"),
         ("feature_text", "narrow: logits, MiniLMv2", "nll", "2.507 with"),
         ("feature_text", "narrow: logits, TinyBERT", "nll", "2.376 with"),
+        ("classes", "movies, 3 layers: logits", "accuracy", "bring 77.2 %"),
+        ("classes", "movies, 3 layers: alone", "accuracy", "against 76.3 % alone"),
+        ("classes", "movies, 3 layers: relations", "accuracy", "relations 76.6 %"),
+        ("classes", "movies, 3 layers: hidden", "accuracy", "states 76.4 %"),
+        ("classes", f"news, 2 layers{classes.FEW}: alone", "accuracy", "from 86.8 %"),
+        (
+            "classes",
+            f"news, 2 layers{classes.FEW}: logits, all texts unlabelled",
+            "accuracy",
+            "to 76.2 %",
+        ),
         ("few_labels", "50 labels: alone", "accuracy", "82.6 %"),
         ("few_labels", "100 labels: alone", "accuracy", "88.0 %"),
         (
@@ -206,7 +213,9 @@ def test_both_sides_use_what_the_tuning_preferred():
     assert chosen("smoothed")["smoothing"] == settings.SMOOTHING
 
 
-@pytest.mark.parametrize("module", [fashion, other_task], ids=["fashion", "other_task"])
+@pytest.mark.parametrize(
+    "module", [fashion, other_task, classes], ids=["fashion", "other_task", "classes"]
+)
 def test_students_of_real_data_use_what_the_tuning_preferred(module):
     document = load(PAGES / f"{module.EXPERIMENT.name}.json")
     for kind, rate in module.RATES.items():

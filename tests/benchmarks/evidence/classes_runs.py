@@ -62,7 +62,6 @@ class Setting:
         way: What is learned beside the labels: ``"logits"``, ``"relations"``, ``"hidden"``.
         few: Whether 5 % of the texts have labels, for the teacher too.
         unlabelled: Whether it sees all texts, and no label.
-        smoothing: Of the labels; 0: none.
         validation: Whether it is scored on the texts held out for tuning.
     """
 
@@ -75,7 +74,6 @@ class Setting:
     way: str = "alone"
     few: bool = False
     unlabelled: bool = False
-    smoothing: float = 0.0
     validation: bool = False
 
     @property
@@ -95,7 +93,7 @@ def run(setting: Setting, seed: int, folder: Path) -> dict[str, Any]:
     teacher = taught(setting, folder)
     student = Classifier(student_from_teacher(teacher.model, layers=setting.layers))
     data = parts["few" if setting.few and not setting.unlabelled else "train"]
-    student.smoothing, algorithms = setting.smoothing, distil(setting, teacher, folder)
+    algorithms = distil(setting, teacher, folder)
     begin, clock = time.process_time(), StepClock()
     fit(student, data, setting.steps, setting.rate, seed, algorithms, clock)
     numbers = {
@@ -107,22 +105,15 @@ def run(setting: Setting, seed: int, folder: Path) -> dict[str, Any]:
 
 
 class Classifier(HuggingFaceModel):
-    """A model whose embeddings stay as they are.
-
-    Attributes:
-        smoothing: Of the labels.
-    """
-
-    smoothing = 0.0
+    """A model whose embeddings stay as they are."""
 
     def __init__(self, model: Any) -> None:
         super().__init__(model, use_logits=True, metrics=[])
         model.bert.embeddings.requires_grad_(False)
 
     def loss(self, outputs: Any, batch: Any) -> Tensor:
-        """Return the cross-entropy with smoothed labels."""
-        logits, labels = outputs["logits"], batch["labels"]
-        return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+        """Return the cross-entropy."""
+        return F.cross_entropy(outputs["logits"], batch["labels"])
 
 
 def distil(setting: Setting, teacher: HuggingFaceModel, folder: Path) -> list[Algorithm]:

@@ -223,6 +223,27 @@ QUESTIONS = (
         "logits, SP",
     ),
     Question(
+        "film reviews, half of MiniLM-L6's layers, copied: logits",
+        "classes",
+        "movies, 3 layers: alone",
+        "movies, 3 layers: logits",
+        "accuracy",
+    ),
+    Question(
+        "the same, 200 labels, 4000 texts; the teacher saw the same labels",
+        "classes",
+        "movies, 3 layers (5 % of labels): alone",
+        "movies, 3 layers (5 % of labels): logits, all texts unlabelled",
+        "accuracy",
+    ),
+    Question(
+        "BBC topics, 77 labels, 1559 texts, two layers; the teacher saw the same labels",
+        "classes",
+        "news, 2 layers (5 % of labels): alone",
+        "news, 2 layers (5 % of labels): logits, all texts unlabelled",
+        "accuracy",
+    ),
+    Question(
         "all labels, each side's best settings, two seeds",
         "tuning",
         "alone: lr 0.03, wd 0.1",

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from tests.benchmarks.evidence import (
+    classes,
     copied_layers,
     dark_knowledge,
     efficiency,
@@ -46,6 +47,7 @@ EXPERIMENTS = [
         other_task,
         feature_images,
         feature_text,
+        classes,
         tuning,
     )
 ]
