@@ -17,10 +17,10 @@ from composer_distill.terms.features.companions import Companions
 from composer_distill.terms.features.matching import matching_terms
 from composer_distill.terms.features.term import FeatureTerm
 from composer_distill.terms.fused import FusedTerm
-from composer_distill.terms.judging import TeacherJudge, check_judged
+from composer_distill.terms.judging import TeacherJudge, check_judged, check_mask_fn
 from composer_distill.terms.logits import LogitsTerm
 from composer_distill.terms.panel import TeacherPanel
-from composer_distill.terms.positions import MaskFn, check_mask_fn
+from composer_distill.terms.positions import MaskFn
 from composer_distill.terms.protocol import Term
 from composer_distill.terms.routing import check_all_answer
 from composer_distill.terms.sparse import SparseTerm, check_not_evaluated, is_sparse

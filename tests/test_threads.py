@@ -22,8 +22,12 @@ def threads():
 def test_results_come_in_order_and_each_thread_computes_alone(threads):
     threads(3)
 
+    started = [threading.Event() for _ in range(4)]
+
     def work(piece):
-        time.sleep(0.01 * (4 - piece))
+        started[piece].set()
+        if piece < 2:  # the first two end after the third has begun
+            assert started[2].wait(60)
         return piece, torch.get_num_threads(), torch.is_grad_enabled(), threading.get_ident()
 
     found = spread(work, range(4), 3)

@@ -1,15 +1,11 @@
 """The demo's result as text and as JSON."""
 
-import json
-import platform
 from dataclasses import asdict
-from datetime import datetime, timezone
-from importlib.metadata import version
 from typing import Any
 
 from tabulate import tabulate
 
-from composer_distill import __version__
+from composer_distill.demo.document import dump, join
 from composer_distill.demo.experiment import (
     ALONE,
     DISTILLED,
@@ -55,21 +51,12 @@ def to_text(result: Result, settings: Settings) -> str:
         "Agreement: on the most likely class, with the teacher.\n"
         "Seconds: of one training, its curve measured on the way; the teacher is trained once.",
     ]
-    if settings.smoke:
-        sections = [SMOKE_NOTE, *sections, SMOKE_NOTE]
-    return "\n\n".join(sections)
+    return join(sections, SMOKE_NOTE if settings.smoke else None)
 
 
 def to_json(result: Result, settings: Settings) -> str:
     """Return every number of the demo, and what it depends on."""
-    document = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {
-            "composer-distill": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in _PACKAGES},
-        },
-        "settings": asdict(settings),
+    numbers = {
         "checkpoint": result.checkpoint.name,
         "parameters": {"teacher": result.teacher_parameters, "student": result.student_parameters},
         "test_images": result.test_images,
@@ -81,7 +68,7 @@ def to_json(result: Result, settings: Settings) -> str:
         },
         "runs": [asdict(run) for run in result.runs],
     }
-    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+    return dump(settings, _PACKAGES, numbers)
 
 
 def _plain(values: dict[str, Spread] | dict[str, Difference]) -> dict[str, Any]:

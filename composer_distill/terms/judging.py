@@ -100,6 +100,18 @@ def teacher_confident(probability: float) -> TeacherJudge:
     return TeacherJudge(f"teacher_confident({probability!r})", is_sure)
 
 
+def check_mask_fn(mask_fn: Any) -> Any:
+    """Return ``mask_fn``; raise TypeError where it can be none."""
+    uncalled = mask_fn is teacher_confident
+    if uncalled or not (mask_fn is None or callable(mask_fn)):
+        name = "teacher_confident" if uncalled else type(mask_fn).__name__
+        raise TypeError(
+            f"mask_fn must be callable as (batch, outputs) or None, got {name}. Use "
+            "loss_positions, attended_positions, all_positions or teacher_confident(0.5)."
+        )
+    return mask_fn
+
+
 def check_judged(judge: TeacherJudge | None, kd_loss_fn: Any) -> None:
     """Refuse a judge of answers where no answer is ever whole, or the loss is no mean.
 

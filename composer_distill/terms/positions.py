@@ -18,17 +18,6 @@ MaskFn = Callable[[Any, Any], Tensor | None]
 """``mask_fn(batch, outputs)``: True where a position counts, None where all do."""
 
 
-def check_mask_fn(mask_fn: Any) -> Any:
-    """Return ``mask_fn``; raise TypeError where it can be none."""
-    name = getattr(mask_fn, "__name__", type(mask_fn).__name__)
-    if name == "teacher_confident" or not (mask_fn is None or callable(mask_fn)):
-        raise TypeError(
-            f"mask_fn must be callable as (batch, outputs) or None, got {name}. Use "
-            "loss_positions, attended_positions, all_positions or teacher_confident(0.5)."
-        )
-    return mask_fn
-
-
 def loss_positions(batch: Any, outputs: Any = None, *, shift: bool = True) -> Tensor:
     """Return the positions that carry the task's own loss: those whose label is not -100.
 

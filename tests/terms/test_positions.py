@@ -2,12 +2,12 @@ import pytest
 import torch
 from torch import nn
 
+from composer_distill.terms.judging import check_mask_fn
 from composer_distill.terms.positions import (
     align,
     aligned_labels,
     all_positions,
     attended_positions,
-    check_mask_fn,
     default_positions,
     kept_positions,
     loss_positions,

@@ -2,7 +2,6 @@
 
 import http.client
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 PASSED = ("content-type", "etag", "last-modified", "accept-ranges", "content-range")
@@ -18,6 +17,7 @@ class FaultyStore:
     def __init__(self, behind):
         self.fault = lambda method, path: None
         self.requests = []
+        self.stopped = threading.Event()
         store, host = self, behind.removeprefix("http://")
 
         class Handler(BaseHTTPRequestHandler):
@@ -54,7 +54,7 @@ class FaultyStore:
                 self.wfile.write(data)
                 if fault == "silent":
                     self.wfile.flush()
-                    time.sleep(3)
+                    store.stopped.wait(60)  # whoever asks has given up by then
 
             do_GET = do_HEAD = do_PUT = do_DELETE = answer
 
@@ -68,5 +68,6 @@ class FaultyStore:
         self._thread.start()
 
     def stop(self):
+        self.stopped.set()
         self.server.shutdown()
         self.server.server_close()

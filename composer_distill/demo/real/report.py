@@ -1,16 +1,12 @@
 """The result of ``composer-distill demo --real`` as text, as JSON and as a picture."""
 
-import json
-import platform
 from dataclasses import asdict
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from composer_distill import __version__
+from composer_distill.demo.document import dump, join
 from composer_distill.demo.real.experiment import ALONE, DISTILLED, RealResult
 from composer_distill.demo.real.scores import Scores
 from composer_distill.demo.real.settings import RealSettings
@@ -47,24 +43,12 @@ def to_text(result: RealResult, settings: RealSettings) -> str:
         f"The teacher answered once, in {result.cache_seconds:.0f} CPU s, for any number of "
         "students.\nNats: of held-out text. Agreement: on the likeliest token, with the teacher.",
     ]
-    if settings.smoke:
-        sections = [SMOKE_NOTE, *sections, SMOKE_NOTE]
-    return "\n\n".join(sections)
+    return join(sections, SMOKE_NOTE if settings.smoke else None)
 
 
 def to_json(result: RealResult, settings: RealSettings) -> str:
     """Return every number, and what it depends on."""
-    document = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {
-            "composer-distill": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in _PACKAGES},
-        },
-        "settings": asdict(settings),
-        **asdict(result),
-    }
-    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+    return dump(settings, _PACKAGES, asdict(result))
 
 
 def draw(result: RealResult, path: Path) -> None:

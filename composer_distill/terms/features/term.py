@@ -8,7 +8,8 @@ from torch import nn
 
 from composer_distill.schedule import Weight, Window, check_weight, to_time, weight_now
 from composer_distill.terms.features.companions import Projector, check_projector
-from composer_distill.terms.positions import MaskFn, check_mask_fn
+from composer_distill.terms.judging import check_mask_fn
+from composer_distill.terms.positions import MaskFn
 
 LayerFn = Callable[[nn.Module, Any], Any]
 """``(model, outputs) -> tensor``: features that no layer's name tells."""

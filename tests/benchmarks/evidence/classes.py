@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from tests.benchmarks.evidence.classes_runs import FAST, Scale, Setting, run
 from tests.benchmarks.evidence.classes_texts import missing
 from tests.benchmarks.evidence.experiment import Document, Experiment, Rows, main
-from tests.benchmarks.evidence.plots import ALONE, DISTILLED, GREY, OTHER, panels
-from tests.benchmarks.evidence.tables import compare, level, rows_of, table, values
+from tests.benchmarks.evidence.plots import ALONE, DISTILLED, GREY, OTHER, dots, panels
+from tests.benchmarks.evidence.tables import compare, level, rows_of, table
 
 GRID = (1e-4, 4e-4)
 # The best of the grid's rows, which a test compares with them
@@ -108,21 +108,21 @@ def draw(document: Document) -> Figure:
     texts = list(dict.fromkeys(row.partition(",")[0] for row in students))
     figure, axes = panels(len(texts), width=6.4, height=4.6)
     for each, text in zip(axes, texts, strict=True):
-        names = [row for row in reversed(students) if row.startswith(text)]
-        for place, row in enumerate(names):
-            kind = row.partition(": ")[2]
-            colour = ALONE if kind == "alone" else DISTILLED if "logits" in kind else OTHER
-            found = values(document, row, "accuracy")
-            each.plot(found, [place] * len(found), "o", color=colour, alpha=0.6)
+        names = {row.partition(", ")[2]: row for row in students if row.startswith(text)}
+        dots(each, document, names, "accuracy", {r: _colour(r) for r in names.values()})
         for name, teacher in document["teachers"].items():
             if name.startswith(text):
                 style = ":" if "5-percent" in name else "--"
                 label = "teacher of 5 % of labels" if "5-percent" in name else "teacher"
                 each.axvline(100 * teacher["accuracy"], color=GREY, linestyle=style, label=label)
-        each.set_yticks(range(len(names)), [row.partition(", ")[2] for row in names], fontsize=8)
         each.set_title(f"{text}: test accuracy % (higher is better)", fontsize=10)
         each.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _colour(row: str) -> str:
+    kind = row.partition(": ")[2]
+    return ALONE if kind == "alone" else DISTILLED if "logits" in kind else OTHER
 
 
 EXPERIMENT = Experiment(

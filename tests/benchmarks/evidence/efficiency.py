@@ -23,6 +23,7 @@ from tests.benchmarks.evidence.runs import (
 from tests.benchmarks.evidence.tables import (
     TITLES,
     compare,
+    first_as_good,
     level,
     rows_of,
     setting_of,
@@ -69,16 +70,7 @@ def rows_of_kind(document: Document, kind: str) -> list[str]:
 
 def reaching(document: Document, kind: str, metric: str) -> str | None:
     """Return the shortest row of ``kind`` whose mean is as good as the plain student's."""
-    sign = -1 if metric == "nll" else 1
-    wanted = sign * mean(values(document, base_of(document), metric))
-    return next(
-        (
-            row
-            for row in rows_of_kind(document, kind)
-            if sign * mean(values(document, row, metric)) >= wanted
-        ),
-        None,
-    )
+    return first_as_good(document, rows_of_kind(document, kind), base_of(document), metric)
 
 
 def show(document: Document) -> str:

@@ -20,6 +20,7 @@ from tests.benchmarks.evidence.plots import (
 )
 from tests.benchmarks.evidence.tables import (
     compare,
+    first_as_good,
     level,
     rows_of,
     setting_of,
@@ -174,16 +175,7 @@ def budgets_of(document: Document, kind: str) -> list[str]:
 
 def reaching(document: Document, kind: str, metric: str) -> str | None:
     """Return the shortest row of a kind whose mean is as good as the plain student's."""
-    sign = -1 if metric == "nll" else 1
-    wanted = sign * mean(values(document, "medium: alone", metric))
-    return next(
-        (
-            row
-            for row in budgets_of(document, kind)
-            if sign * mean(values(document, row, metric)) >= wanted
-        ),
-        None,
-    )
+    return first_as_good(document, budgets_of(document, kind), "medium: alone", metric)
 
 
 def speed(document: Document) -> str:

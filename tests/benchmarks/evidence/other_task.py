@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from tests.benchmarks.evidence.experiment import Document, Experiment, Rows, main
 from tests.benchmarks.evidence.other_task_runs import FAST, Scale, Setting, missing, run
-from tests.benchmarks.evidence.plots import ALONE, DISTILLED, GREY, panels
-from tests.benchmarks.evidence.tables import compare, level, rows_of, setting_of, table, values
+from tests.benchmarks.evidence.plots import ALONE, DISTILLED, GREY, dots, panels
+from tests.benchmarks.evidence.tables import compare, level, rows_of, setting_of, table
 
 GRID = (3e-3, 1e-2, 3e-2)
 # The best of the grid's rows, which a test compares with them
@@ -90,15 +90,13 @@ def draw(document: Document) -> Figure:
     amounts = list(dict.fromkeys(row.partition(":")[0] for row in students))
     figure, axes = panels(len(amounts), width=5.4)
     for each, amount in zip(axes, amounts, strict=True):
-        names = [row for row in reversed(students) if row.startswith(f"{amount}:")]
-        for place, row in enumerate(names):
-            colour = DISTILLED if setting_of(document, row)["way"] else ALONE
-            found = values(document, row, "accuracy")
-            each.plot(found, [place] * len(found), "o", color=colour, alpha=0.6)
-        probe = document["teachers"][setting_of(document, names[0])["teachers"][0]]
+        names = {r.partition(": ")[2]: r for r in students if r.startswith(f"{amount}:")}
+        settings = {row: setting_of(document, row) for row in names.values()}
+        colours = {r: DISTILLED if one["way"] else ALONE for r, one in settings.items()}
+        dots(each, document, names, "accuracy", colours)
+        probe = document["teachers"][settings[names["alone"]]["teachers"][0]]
         label = "linear classifier on the teacher's features"
         each.axvline(100 * probe["accuracy"], color=GREY, linestyle="--", label=label)
-        each.set_yticks(range(len(names)), [row.partition(": ")[2] for row in names], fontsize=8)
         each.set_title(f"{amount}: test accuracy % (higher is better)", fontsize=10)
         each.legend(frameon=False, fontsize=7)
     return figure

@@ -1,6 +1,6 @@
 """What the pictures of the evidence have in common."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
@@ -41,6 +41,20 @@ def line(
         axes.plot([x] * len(seeds), seeds, ".", color=colour, alpha=0.35, markersize=5)
     means = [mean(values(document, row, metric)) for _, row in points]
     axes.plot([x for x, _ in points], means, color=colour, marker=marker, label=label)
+
+
+def dots(
+    axes: Axes,
+    document: Document,
+    rows: Mapping[str, str],
+    metric: str,
+    colours: Mapping[str, str],
+) -> None:
+    """Draw the seeds of each row as dots, the first row on top, by the names that are given."""
+    for place, row in enumerate(reversed(rows.values())):
+        found = values(document, row, metric)
+        axes.plot(found, [place] * len(found), "o", color=colours[row], alpha=0.6)
+    axes.set_yticks(range(len(rows)), list(reversed(rows)), fontsize=8)
 
 
 def level_line(axes: Axes, document: Document, row: str, metric: str, colour: str = ALONE) -> None:

@@ -62,6 +62,13 @@ def difference(document: Document, base: str, row: str, metric: str) -> str:
     return f"{_text(spread(moved), metric, sign=True)}, {wins} of {len(moved)}"
 
 
+def first_as_good(document: Document, rows: Sequence[str], base: str, metric: str) -> str | None:
+    """Return the first of ``rows`` whose mean is as good as that of ``base``, if one is."""
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    wanted = sign * mean(values(document, base, metric))
+    return next((r for r in rows if sign * mean(values(document, r, metric)) >= wanted), None)
+
+
 def teachers_mean(document: Document, row: str, key: str) -> float:
     """Return the mean of a number over the teachers of a row, each counted once."""
     names = {name for run in runs_of(document, row) for name in run["setting"]["teachers"]}
