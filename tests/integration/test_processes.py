@@ -295,6 +295,13 @@ def test_a_projector_that_ranks_made_apart_is_one_from_the_start(two):
     torch.testing.assert_close(tensors_of(first), tensors_of(second), rtol=0, atol=0)
 
 
+def test_a_parameter_that_one_rank_uses_trains_alike_on_all(two):
+    first, second = (two("features_of_a_module_that_one_rank_uses_whole", r) for r in (0, 1))
+    torch.testing.assert_close(tensors_of(first), tensors_of(second), rtol=0, atol=0)
+    (projector,) = first["projector"].values()
+    assert (projector["bias"] != 0).all()
+
+
 def test_an_fsdp2_run_with_a_projector_resumes_bitwise(two):
     for rank in (0, 1):
         found = two("features_under_fsdp2", rank)

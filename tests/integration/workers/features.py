@@ -1,10 +1,10 @@
 """Terms of features and projectors in runs of several processes."""
 
-from composer.utils import FSDP2Config
+from composer.utils import FSDP2Config, dist
 from integration.harness import Classifier, entries_of, fit, mlp, weights
 from integration.workers.common import share
 from integration.workers.resuming import STOP, local_weights
-from torch import float32, nn, optim
+from torch import float32, nn, optim, zeros
 
 from composer_distill import Distillation, FeatureTerm
 from composer_distill.losses import HiddenMSE
@@ -53,6 +53,24 @@ def features_in_microbatches(folder):
 def features_of_a_module_that_ranks_made_apart(folder):
     """The rank's own stream draws its first values, which differ."""
     student, algorithm = Classifier(mlp(0)), projected(mlp(1), nn.Linear(4, 8))
+    return _found(algorithm, _run(algorithm, student, train_dataloader=share()))
+
+
+class PartlyUsed(nn.Module):
+    """Adds its bias on the first rank alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.bias = nn.Linear(4, 8, bias=False), nn.Parameter(zeros(8))
+
+    def forward(self, features):
+        mapped = self.layer(features)
+        return mapped + self.bias if dist.get_global_rank() == 0 else mapped
+
+
+def features_of_a_module_that_one_rank_uses_whole(folder):
+    """The other rank has no gradient of the bias, and takes part in its mean."""
+    student, algorithm = Classifier(mlp(0)), projected(mlp(1), PartlyUsed())
     return _found(algorithm, _run(algorithm, student, train_dataloader=share()))
 
 

@@ -30,6 +30,7 @@ from integration.workers.evaluating import padded_evaluations
 from integration.workers.features import (
     features,
     features_in_microbatches,
+    features_of_a_module_that_one_rank_uses_whole,
     features_of_a_module_that_ranks_made_apart,
     features_under_fsdp2,
 )
@@ -266,6 +267,7 @@ SCENARIOS = [
     loaded_ddp,
     features,
     features_in_microbatches,
+    features_of_a_module_that_one_rank_uses_whole,
     features_of_a_module_that_ranks_made_apart,
     cached_answers,
     rows_of_ranks,

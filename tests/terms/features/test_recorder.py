@@ -77,6 +77,14 @@ def test_an_input_that_its_layer_overwrites_is_an_error():
         heard(model, Tap("1", model[1], "input"))
 
 
+def test_an_input_is_what_the_layer_before_gave_whatever_other_hooks_make_of_it():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].register_forward_pre_hook(lambda module, given: (given[0] + 1,))
+    inputs = torch.ones(2, 4)
+    value, _ = heard(model, Tap("1", model[1], "input"), inputs=inputs)
+    assert torch.equal(value, model[0](inputs))
+
+
 def test_of_a_tuple_the_first_tensor_counts():
     class Block(nn.Module):
         def forward(self, inputs):
