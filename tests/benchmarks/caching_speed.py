@@ -55,7 +55,7 @@ CACHES: dict[str, dict[str, Any]] = {
 }
 SHUFFLENETS = "shufflenet_v2_x0_5", "shufflenet_v2_x1_0"
 WORKS: list[tuple[Callable[[], Workload], list[str], int]] = [
-    (partial(vision, *SHUFFLENETS, images=12), ["whole logits"], 300),  # some 40 ms a step
+    (partial(vision, *SHUFFLENETS, images=16), ["whole logits"], 300),  # some 45 ms a step
     (WORKLOADS["text"], list(CACHES), 60),
 ]
 """What is trained, from which caches, and for how many rounds."""
