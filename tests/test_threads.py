@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from composer_distill.losses import KLDivergence
-from composer_distill.threads import spread
+from composer_distill.threads import second_level_cache, spread
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_forked_process_starts_threads_of_its_own():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_loss_is_the_same_on_any_number_of_threads(threads, monkeypatch, masked, dtype):
-    monkeypatch.setattr("composer_distill.losses.kernel._CPU_ENTRIES_PER_THREAD", 200)
+    monkeypatch.setattr("composer_distill.losses.kernel._CPU_ENTRIES", 200)
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 40, 70, generator=generator).to(dtype).unbind()
     student[3, 5] = teacher[3, 5] = -torch.inf
@@ -85,3 +85,20 @@ def test_a_loss_is_the_same_on_any_number_of_threads(threads, monkeypatch, maske
             torch.testing.assert_close(KLDivergence()(student, teacher, mask=mask), value.detach())
     torch.testing.assert_close(found[1], found[0])
     torch.testing.assert_close(found[2], found[0])
+
+
+@pytest.mark.parametrize(
+    ("said", "bytes_"), [(2**21, 2**21), (0, 2**20), (-1, 2**20), (2**15, 2**19), (2**26, 2**22)]
+)
+def test_the_cache_of_a_core_is_what_the_system_says_within_bounds(monkeypatch, said, bytes_):
+    monkeypatch.setattr(os, "sysconf", lambda name: said)
+    assert second_level_cache() == bytes_
+
+
+@pytest.mark.parametrize("error", [AttributeError, OSError, ValueError])
+def test_a_system_that_names_no_cache_has_one_of_a_mebibyte(monkeypatch, error):
+    def refuse(name):
+        raise error(name)
+
+    monkeypatch.setattr(os, "sysconf", refuse)
+    assert second_level_cache() == 2**20

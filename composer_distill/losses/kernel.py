@@ -15,12 +15,12 @@ from torch import Tensor
 from composer_distill.losses import fused_rows
 from composer_distill.losses.precision import can_be_read, compute_dtype, full_precision
 from composer_distill.losses.softened import Divergence, Formula, soften, soften_chunk
-from composer_distill.threads import spread
+from composer_distill.threads import second_level_cache, spread
 
-# Entries of one chunk. Five float32 tensors of this size fit the 1 to 2 MB of cache that a core has
-# to itself, while far smaller ones spend the time on starting operations. A GPU wants far larger
-# ones, to be busy between two launches.
-_CPU_ENTRIES_PER_THREAD = 2**16
+# Entries of one chunk. On a CPU a float32 tensor of this size takes a quarter of the second-level
+# cache that a core has to itself: far larger ones leave it, far smaller ones spend the time on
+# starting operations. A GPU wants far larger ones, to be busy between two launches.
+_CPU_ENTRIES = second_level_cache() // 16
 _GPU_ENTRIES = 2**24
 _KEEPS_GRAPH = getattr(
     getattr(torch._C, "_autograd", None), "_get_current_graph_task_keep_graph", None
@@ -120,15 +120,20 @@ def _graph_is_kept() -> bool:
     return True if _KEEPS_GRAPH is None else _KEEPS_GRAPH()
 
 
-def _chunks(rows: int, like: Tensor) -> list[slice]:
+def _chunks(rows: int, like: Tensor, threads: int = 1) -> list[slice]:
     """Return chunks that are as many rows as fit a cache."""
-    size = _rows_at_once(like)
+    size = _rows_at_once(like, threads)
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
-def _rows_at_once(like: Tensor) -> int:
-    """Return how many rows a chunk has, at least one."""
-    return max(1, (_CPU_ENTRIES_PER_THREAD if like.is_cpu else _GPU_ENTRIES) // like.shape[1])
+def _rows_at_once(like: Tensor, threads: int = 1) -> int:
+    """Return how many rows a chunk has, at least one.
+
+    Several threads wait for each other to start an operation, since one alone holds Python's
+    interpreter, and twice the size halves how often. That counts for more than the cache does.
+    """
+    entries = _CPU_ENTRIES * min(threads, 2) if like.is_cpu else _GPU_ENTRIES
+    return max(1, entries // like.shape[1])
 
 
 def measured(
@@ -201,7 +206,7 @@ def chunked(
     factor, slope = divergence.factor, divergence.factor / divergence.temperature
     dtype = compute_dtype(student, teacher)
     threads = torch.get_num_threads() if student.is_cpu else 1
-    few = 0 < len(student) <= _rows_at_once(student) * threads
+    few = 0 < len(student) <= _rows_at_once(student, threads) * threads
     how = (divergence, dtype, wanted)
     if few and index is None and student.dtype == dtype:
         total, gradient = _total_and_gradient(student, teacher, *how)
@@ -219,7 +224,7 @@ def chunked(
             _store(found, slope, gradient[rows], None if scale is None else scale[rows])
         return part
 
-    parts = spread(measure, _chunks(n, student), threads)
+    parts = spread(measure, _chunks(n, student, threads), threads)
     total = torch.stack(parts).sum() if parts else student.new_zeros((), dtype=dtype)
     # What falls below 0 near agreement is rounding
     return Chunked((total * factor).clamp_(min=0.0), gradient if wanted else None, scale)

@@ -37,7 +37,7 @@ def logits(dtype=torch.float64):
 def test_a_formula_of_terms_alone_has_its_gradient_a_few_rows_at_a_time(
     entries, masked, monkeypatch
 ):
-    monkeypatch.setattr("composer_distill.losses.kernel._CPU_ENTRIES_PER_THREAD", entries)
+    monkeypatch.setattr("composer_distill.losses.kernel._CPU_ENTRIES", entries)
     student, teacher = logits()
     student[0, 1] = teacher[0, 1] = -torch.inf
     mask = torch.tensor([1, 1, 0, 1, 1, 1, 0]).bool() if masked else None

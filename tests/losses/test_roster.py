@@ -125,7 +125,7 @@ def test_many_chunks_are_one(row, call, monkeypatch):
     student, teacher = pair(7, 5)
     mask = torch.tensor([True, True, False, True, True, True, True])
     expected = with_gradient(call, row.make(), student, teacher, mask)
-    monkeypatch.setattr("composer_distill.losses.kernel._CPU_ENTRIES_PER_THREAD", 10)
+    monkeypatch.setattr("composer_distill.losses.kernel._CPU_ENTRIES", 10)
     as_if_wide(monkeypatch)
     chunked = with_gradient(call, row.make(), student, teacher, mask)
     torch.testing.assert_close(chunked, expected)
