@@ -1,6 +1,6 @@
 """A note on an error that a function of the user raised: which argument it was."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,21 @@ def noted(argument: str, function: Any, with_what: str = "") -> Iterator[None]:
     except Exception as error:
         name = getattr(function, "__qualname__", None) or type(function).__name__
         add_note(error, f"This was raised by {argument} ({name}){with_what}.")
+        raise
+
+
+@contextmanager
+def reworded(wording: Callable[[str], str] | None) -> Iterator[None]:
+    """Say an error about arguments in the words of whoever gave them; its kind stays as it is.
+
+    Args:
+        wording: Turns a text that speaks of Python into theirs; None where they speak Python.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if wording is not None and error.args and isinstance(error.args[0], str):
+            error.args = (wording(error.args[0]), *error.args[1:])
         raise
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -43,16 +44,21 @@ def build_model(config: Any, checkpoint: str, name: str, path: str) -> nn.Module
     made_of = _class(kind, path)
     for key in settings:
         _check_key(key, settings[key], _known(made_of), path)
-    with named_errors(name, checkpoint), open_source(checkpoint) as contents:
-        tokenizer = stored_tokenizer(contents.stored, name)
     given = {
         "name": kind,
         "cfg": {**settings, **_fixed(made_of)},
-        "tokenizer": tokenizer,
+        "tokenizer": place(
+            partial(_tokenizer, checkpoint, name), path.rpartition(".")[0], {}, "checkpoint"
+        ),
         "master_weights_dtype": dtype,
     }
     with untouched_streams():
         return place(import_module("llmfoundry.utils.builders").build_composer_model, path, given)
+
+
+def _tokenizer(checkpoint: str, name: str) -> Any:
+    with named_errors(name, checkpoint), open_source(checkpoint) as contents:
+        return stored_tokenizer(contents.stored, name)
 
 
 def _class(kind: Any, path: str) -> Any:

@@ -1,6 +1,7 @@
 """Reads plain values as the arguments of a call, by the types that its signature names."""
 
 import inspect
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from composer_distill.config.names import unknown
 _UNSAID = "A configuration holds plain values alone: build Distillation in Python for that."
 _ERRORS = (FileNotFoundError, OSError, ImportError, TypeError, ValueError)
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+_SHOWN = {str: "text", int: "integer", float: "number", dict: "mapping"}
+_TIME = "a time such as '200ba' or '0.5dur'"
+# An error begins with the argument that it is about, perhaps behind whose it is
+_ABOUT = re.compile(r"(?:teacher [^:]*: (?=\w+ (?:must|as a) ))?(\w+)(?=[\s:,(=]|$)")
 
 
 @dataclass(frozen=True)
@@ -42,19 +47,18 @@ class Reader:
 
     kinds: Mapping[Any, Kind]
 
-    def build(self, make: Callable[..., Any], given: Any, path: str, **others: Any) -> Any:
+    def build(self, make: Callable[..., Any], given: Any, path: str) -> Any:
         """Call ``make`` with the arguments that a mapping gives.
 
         Args:
             make: A class or a function.
             given: The mapping.
             path: Where it stands, for errors.
-            **others: Arguments that have been read already.
 
         Raises:
             TypeError, ValueError, OSError, ImportError: Whatever is wrong, under its path.
         """
-        return place(make, path, {**self.arguments(make, given, path, tuple(others)), **others})
+        return place(make, path, self.arguments(make, given, path))
 
     def arguments(
         self, make: Callable[..., Any], given: Any, path: str, taken: Sequence[str] = ()
@@ -98,6 +102,8 @@ class Reader:
             if words:
                 return _chosen(value, words, path)
         if _is_plain(value, options):
+            if Time in options and isinstance(value, str):
+                _check_time(value, path, self._described(options))
             return value
         wants_mapping = isinstance(value, Mapping)
         if kinds and (wants_mapping or (isinstance(value, str) and kinds[0].by_name)):
@@ -110,6 +116,10 @@ class Reader:
             return {str(key): each for key, each in value.items()}
         told = f"{path} must be {self._described(options)}, got {_show(value)}."
         raise TypeError(told + _advice(options, kinds, value))
+
+    def says(self, hint: Any) -> bool:
+        """Return whether any plain value but null is of a type."""
+        return self._described(_alternatives(hint)) not in ("null", "left out")
 
     def _listed(self, option: Any, value: Sequence[Any], path: str) -> Any:
         of, origin = get_args(option), get_origin(option)
@@ -126,25 +136,40 @@ class Reader:
         return next((kind for known, kind in self.kinds.items() if known == option), None)
 
     def _described(self, options: Sequence[Any]) -> str:
-        words = {float: _WORDS[float]} if float in options else {}
-        told = [words.get(o) or _WORDS.get(o) for o in options]
+        words: dict[Any, str] = {float: _WORDS[float]} if float in options else {}
+        told = [
+            words.get(o) or _WORDS.get(o) for o in options if o is not str or Time not in options
+        ]
         told += [kind.told for o in options if (kind := self._kind(o))]
         told += [" or ".join(map(repr, get_args(o))) for o in options if get_origin(o) is Literal]
-        told += ["a time such as '200ba'" for o in options if o is Time]
+        told += [_TIME for o in options if o is Time]
         told += ["a list" for o in options if get_origin(o) in (Sequence, list, tuple)]
         told += ["null" for o in options if o is type(None)]
         return ", or ".join(dict.fromkeys(word for word in told if word)) or "left out"
 
 
-def place(make: Callable[..., Any], path: str, arguments: Mapping[str, Any]) -> Any:
-    """Call ``make``; what it raises says where in the configuration the fault is."""
+def place(
+    make: Callable[..., Any], path: str, arguments: Mapping[str, Any], source: str = ""
+) -> Any:
+    """Call ``make``; what it raises says where in the configuration the fault is.
+
+    Args:
+        make: A class or a function.
+        path: Where the mapping of its arguments stands.
+        arguments: The arguments.
+        source: The key within ``path`` that an error is about which names no argument: the one
+            that says where ``make`` reads.
+
+    Raises:
+        TypeError, ValueError, OSError, ImportError: What ``make`` raised, of its kind.
+    """
     try:
         return make(**arguments)
     except _ERRORS as error:
         kind = next(kind for kind in _ERRORS if isinstance(error, kind))
-        first = str(error).split(" ", 1)[0].rstrip(":,")
-        where = f"{path}.{first}" if first in arguments else path
-        raise kind(f"{where}: {error}") from error
+        found = _ABOUT.match(str(error))
+        key = found[1] if found and found[1] in arguments else source
+        raise kind(f"{path}.{key}: {error}" if key else f"{path}: {error}") from error
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -163,6 +188,13 @@ def _is_plain(value: Any, options: Sequence[Any]) -> bool:
     return isinstance(value, str) and any(kind in options for kind in (str, Path, Time))
 
 
+def _check_time(value: str, path: str, told: str) -> None:
+    try:
+        Time.from_timestring(value)
+    except ValueError as error:
+        raise ValueError(f"{path} must be {told}, got {_show(value)}.") from error
+
+
 def _chosen(value: str, words: Sequence[str], path: str) -> str:
     if value not in words:
         raise ValueError(f"{path}: there is no {value!r}. {unknown(value, words)}")
@@ -175,4 +207,5 @@ def _advice(options: Sequence[Any], kinds: Sequence[Kind], value: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    return f"the {type(value).__name__} {value!r}" if value is not None else "null"
+    kind = type(value)
+    return "null" if value is None else f"the {_SHOWN.get(kind, kind.__name__)} {value!r}"

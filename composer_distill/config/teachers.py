@@ -1,6 +1,7 @@
 """A teacher as a configuration says it: one source of weights, and options."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from composer_distill.config.models import build_model
@@ -40,13 +41,12 @@ def read_teacher(value: Any, path: str, reader: Reader) -> Teacher | CachedTeach
         return reader.build(_OF_THE_STUDENT[source], value[source] or {}, f"{path}.{source}")
     where = reader.value(str, value[source], f"{path}.{source}")
     if source == _CACHE:
-        return reader.build(CachedTeacher, rest, path, folder=where)
+        options = reader.arguments(CachedTeacher, rest, path, ("folder",))
+        return place(partial(CachedTeacher, where), path, options, source)
     if source == _FOLDER:
         taken = ("model", "checkpoint", "ema")
         options = reader.arguments(Teacher, rest, path, taken)
-        return place(
-            lambda **given: Teacher.from_pretrained(where, **given), f"{path}.{source}", options
-        )
+        return place(partial(Teacher.from_pretrained, where), path, options, source)
     return _from_checkpoint(where, rest, path, reader)
 
 
@@ -55,11 +55,9 @@ def _from_checkpoint(where: str, rest: dict[str, Any], path: str, reader: Reader
     options = reader.arguments(Teacher, rest, path, ("model", "checkpoint"))
     name = options.get("name") or path.rpartition(".")[2]
     if config is None:
-        return place(
-            lambda **given: Teacher.from_composer_checkpoint(where, **given), path, options
-        )
+        return place(partial(Teacher.from_composer_checkpoint, where), path, options, _CHECKPOINT)
     model = build_model(config, where, name, f"{path}.{_MODEL}")
-    return place(lambda **given: Teacher(model, checkpoint=where, **given), path, options)
+    return place(partial(Teacher, model, checkpoint=where), path, options, _CHECKPOINT)
 
 
 def _source(value: Mapping[str, Any], path: str) -> str:

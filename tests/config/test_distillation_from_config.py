@@ -280,8 +280,19 @@ REFUSED = {
     # a value, in the words of the object itself
     "start_dur: 2.0": (".start_dur", "[0, 1]"),
     "start_dur: 20 batches": (".start_dur", "'200ba'"),
+    "start_dur: 0.8\nend_dur: 0.2": (".start_dur", "Swap them"),
+    "kd_loss_weight: {schedule: linear, t_max: half}": (".kd_loss_weight.t_max", "'0.5dur'"),
+    "kd_loss_weight: {schedule: linear, t_max: 0.5}": (".kd_loss_weight.t_max", "'0.5dur'"),
+    "kd_loss_weight: {schedule: multi_step, milestones: [1ba, half]}": (
+        ".kd_loss_weight.milestones[1]",
+        "'0.5dur'",
+    ),
     "kd_loss_fn: {name: kl_divergence, temperature: -1}": (".kd_loss_fn.temperature", "-1"),
-    "teachers: [{snapshot: {start_dur: 7.0}}]": (".teachers[0].snapshot", "7.0"),
+    "teachers: [{snapshot: {start_dur: 7.0}}]": (".teachers[0].snapshot.start_dur", "7.0"),
+    "teachers: [{ema_teacher: {update_every: 2ep}}]": (
+        ".teachers[0].ema_teacher.update_every",
+        "'1ba'",
+    ),
     "n_teachers_to_sample: 2": (".n_teachers_to_sample", "[1, 1]"),
     # what is missing
     "kd_loss_fn: {temperature: 2}": (".kd_loss_fn.name", "missing"),
@@ -297,8 +308,8 @@ REFUSED = {
     "teachers: [{model: {name: mpt_causal_lm}}]": (".teachers[0]", "random"),
     "teachers: [{cache: b, model: {name: mpt_causal_lm}}]": (".teachers[0].model", "Leave one"),
     "teachers: [{checkpoint: 3}]": (".teachers[0].checkpoint", "text"),
-    "teachers: [{checkpoint: nowhere.pt}]": (".teachers[0]", "nowhere.pt"),
-    "teachers: [{cache: nowhere}]": (".teachers[0]", "nowhere"),
+    "teachers: [{checkpoint: nowhere.pt}]": (".teachers[0].checkpoint:", "nowhere.pt"),
+    "teachers: [{cache: nowhere}]": (".teachers[0].cache:", "nowhere"),
     "teachers: [{pretrained_model_name_or_path: ./nowhere}]": (
         ".teachers[0].pretrained_model_name_or_path",
         "nowhere",
@@ -320,6 +331,13 @@ def test_options_of_a_folder_are_read_before_its_weights():
     entry = {"pretrained_model_name_or_path": "./nowhere", "dtpye": "bfloat16"}
     with pytest.raises(ValueError, match=r"teachers\[0\].dtpye.*'dtype'"):
         distillation_from_config(plain(teachers=[entry]))
+
+
+def test_what_an_option_s_own_check_refuses_is_refused_under_the_option(folder, answers):
+    """And not under the source of the weights, which is read in the same call."""
+    for source in ({"pretrained_model_name_or_path": folder}, {"cache": answers}):
+        with pytest.raises(ValueError, match=r"teachers\[0\].weight: teacher .*-1"):
+            distillation_from_config(plain(teachers=[source | {"weight": -1}]))
 
 
 def test_a_type_that_does_not_exist_is_refused(folder):
