@@ -107,6 +107,15 @@ def test_an_mpt_student_learns_what_a_hand_computes(home, kind):
     check(trainer)
 
 
+@pytest.mark.parametrize("kind", ["tied", "untied", "logit scale by width", "soft cap"])
+def test_the_fused_loss_reads_an_mpt_s_head(home, kind):
+    """Its shared embedding, scale and cap; the teacher's embedding is shared too."""
+    fused = {"kd_loss_fn": {"name": "fused_linear_kl", "temperature": TEMPERATURE}}
+    teacher = {"checkpoint": home["mpt"], "model": MPT | {"n_layers": 2}}
+    student, rows = MPT | MODELS[kind], text(home["rows"])
+    check(still(home["tokenizer"], student, rows, [teacher], distillation=fused))
+
+
 @pytest.mark.parametrize("kind", ["tied", "soft cap", "ALiBi"])
 def test_an_mpt_teacher_answers_from_its_checkpoint(home, tmp_path, kind):
     model = MPT | MODELS[kind]

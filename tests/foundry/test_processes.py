@@ -12,7 +12,13 @@ import torch
 
 pytest.importorskip("llmfoundry")
 
+from llmfoundry.data.dataloader import build_dataloader
+from llmfoundry.utils.builders import build_composer_model
+from transformers import AutoTokenizer, LlamaForCausalLM
+
 from tests.foundry.processes import distilled
+from tests.foundry.test_models import by_hand, hf, logits_of
+from tests.foundry.world import LENGTH, MPT, finetuning, text
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,3 +77,32 @@ def test_a_student_of_mixed_devices_is_cut(two):
     found = [two("mixed 2", rank) for rank in (0, 1)]
     assert found[0] == found[1]
     assert found[0]["kd"] == pytest.approx(two("mpt 2", 0)["kd"], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mpt", "hf"])
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_a_student_of_meta_learns_what_a_hand_computes(home, two, kind, version):
+    """Its weights are first made where FSDP cuts it; a teacher on meta is whole all the same."""
+    found = two(f"{kind} meta {version}", 0)
+    assert found["kd"] == two(f"{kind} meta {version}", 1)["kd"]
+    tokenizer = AutoTokenizer.from_pretrained(home["tokenizer"], model_max_length=LENGTH)
+
+    def made(model, weights):
+        config = {k: v for k, v in model.items() if k != "name"}
+        built = build_composer_model(name=model["name"], cfg=config, tokenizer=tokenizer)
+        told = built.load_state_dict(weights, strict=False)
+        assert not told.unexpected_keys
+        return built
+
+    rows = text(home["rows"]) if kind == "mpt" else finetuning(home["pairs"])
+    batch = next(iter(build_dataloader(rows, tokenizer, 4).dataloader))
+    student = MPT if kind == "mpt" else hf(home["student"], pretrained=False)
+    kept = torch.load(home["mpt"], weights_only=False)["state"]["model"]
+    teachers = [
+        made(MPT | {"n_layers": 2}, kept),
+        LlamaForCausalLM.from_pretrained(home["teacher"]),
+    ]
+    target = sum(logits_of(teacher, batch) for teacher in teachers) / 2
+    expected = by_hand(logits_of(made(student, found["weights"]), batch), target, batch["labels"])
+    assert expected > 0.01
+    assert found["kd"] == pytest.approx([expected], rel=1e-5)
