@@ -66,6 +66,7 @@ _FORMS: Mapping[str, Callable[[Any], bool]] = {
     "dtype": _or_none(_is_dtype),
     "vocab_size": _or_none(_is_some),
     "tokenizer": _or_none(_is_text),
+    "labels": _or_none(_are_names),
     "finished": lambda value: type(value) is bool,
     "by_position": lambda value: type(value) is bool,
     "classes": lambda value: _is_count(value) and value < _LARGEST,

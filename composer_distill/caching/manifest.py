@@ -31,6 +31,7 @@ class Recipe:
         dtype: The type that is stored; None for that of the answers.
         vocab_size: How many classes are kept; None for all.
         tokenizer: What tells the teacher's tokenizer from others; None where it has none.
+        labels: What the teacher calls its classes; None where it gives them no names.
     """
 
     teacher: str
@@ -41,6 +42,7 @@ class Recipe:
     dtype: str | None = None
     vocab_size: int | None = None
     tokenizer: str | None = None
+    labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ def from_json(text: str, where: str) -> Manifest:
     try:
         recipe = entries.pop("recipe")
         check_forms(recipe)
+        if recipe.get("labels") is not None:
+            recipe["labels"] = tuple(recipe["labels"])
         names = {entry.name for entry in fields(Manifest)}
         found = {name: value for name, value in entries.items() if name in names}
         check_forms(found)
@@ -167,10 +171,11 @@ def check_same(kept: Recipe, wanted: Recipe, where: str) -> None:
     differing = []
     if (kept.kind, kept.count) != (wanted.kind, wanted.count):
         differing.append(f"{_what(kept)} where now it is {_what(wanted)}")
-    for name in ("teacher", "temperature", "seed", "dtype", "vocab_size", "tokenizer"):
+    for name in ("teacher", "temperature", "seed", "dtype", "vocab_size", "tokenizer", "labels"):
         before, now = getattr(kept, name), getattr(wanted, name)
         alike = before == now or (name == "teacher" and same_teacher(before, now))
-        if not alike and not (name in _OF_FEW and None in (before, now)):
+        unknown = name == "labels" and before is None  # as in caches of former versions
+        if not (alike or unknown or (name in _OF_FEW and None in (before, now))):
             differing.append(f"{name} {_shown(before)} where now it is {_shown(now)}")
     if differing:
         raise ValueError(
@@ -197,6 +202,7 @@ def _what(recipe: Recipe) -> str:
 
 
 def _shown(value: Any) -> str:
+    value = ", ".join(value)[:_LONGEST_NAME] if type(value) is tuple else value
     return repr(plain(value)) if type(value) is str else plain(value)
 
 

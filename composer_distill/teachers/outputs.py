@@ -60,7 +60,8 @@ def extract_logits(output: Any, owner: str) -> Tensor:
     Args:
         output: A tensor; a mapping or object with ``logits``, or with ``start_logits`` and
             ``end_logits``, whose positions are the classes; a mapping with a single tensor; a tuple
-            or list, whose first tensor that is no scalar counts (a loss may come before it).
+            or list without them, whose first tensor that is no scalar counts (a loss may come
+            before it).
         owner: Whose output it is, for errors.
 
     Returns:
@@ -132,27 +133,28 @@ def names_lacked(model: nn.Module, read: Collection[str] | None) -> tuple[str, .
 def _find_logits(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
         return output
-    if isinstance(output, Sequence) and not isinstance(output, str):
-        tensors = list(_tensors_of(output).values())
-        alike = len(tensors) > 1 and tensors[0].shape == tensors[1].shape  # such as two heads
-        return None if alike or not tensors else tensors[0]
-    read = output.get if isinstance(output, Mapping) else partial(getattr, output)
+    read = output.get if isinstance(output, Mapping) else partial(getattr, output)  # or of a tuple
     logits, start, end = (read(n, None) for n in ("logits", "start_logits", "end_logits"))
     if isinstance(logits, Tensor):
         return logits
     if isinstance(start, Tensor) and isinstance(end, Tensor) and start.shape == end.shape:
         return torch.stack((start, end), dim=1)
-    tensors = list(_tensors_of(output).values()) if isinstance(output, Mapping) else []
-    return tensors[0] if len(tensors) == 1 else None
+    tensors = list(_tensors_of(output).values())
+    if isinstance(output, Sequence):
+        alike = len(tensors) > 1 and tensors[0].shape == tensors[1].shape  # such as two heads
+        return None if alike or not tensors else tensors[0]
+    return tensors[0] if isinstance(output, Mapping) and len(tensors) == 1 else None
 
 
 def _tensors_of(output: Any) -> dict[str, Tensor]:
-    """Return what may be logits of an output by how it is named: its tensors but for scalars."""
+    """Return what may be logits of an output, by what reads it: its tensors but for scalars."""
     if isinstance(output, Mapping):
-        named = {repr(name): value for name, value in output.items()}
+        read = {f"[{name!r}]": value for name, value in output.items()}
+    elif isinstance(output, Sequence) and not isinstance(output, str):
+        read = {f"[{i}]": value for i, value in enumerate(output)}
     else:
-        named = {str(i): value for i, value in enumerate(output)}
-    return {name: x for name, x in named.items() if isinstance(x, Tensor) and x.ndim > 0}
+        read = {f".{name}": value for name, value in getattr(output, "__dict__", {}).items()}
+    return {how: x for how, x in read.items() if isinstance(x, Tensor) and x.ndim > 0}
 
 
 def _no_logits(output: Any) -> str:
@@ -161,17 +163,16 @@ def _no_logits(output: Any) -> str:
         "in Distillation(Teacher(teacher, output_fn=choose), ..., student_output_fn=choose) choose "
         "them for student and teacher alike"
     )
-    is_collection = isinstance(output, (Mapping, Sequence)) and not isinstance(output, str)
-    found = _tensors_of(output) if is_collection else {}
+    found = _tensors_of(output)
     if len(found) < 2:
         return (
             f"its output must be a tensor, or hold one as 'logits', got {_describe(output)}. With "
             f"choose = lambda output: ..., which returns a tensor, {remedy}."
         )
-    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in found.items())
+    shapes = ", ".join(f"{how.strip('[].')} {tuple(tensor.shape)}" for how, tensor in found.items())
     return (
         f"its output ({type(output).__name__}) holds several tensors, of which none is called "
-        f"'logits': {shapes}. With choose = lambda output: output[{next(iter(found))}], {remedy}."
+        f"'logits': {shapes}. With choose = lambda output: output{next(iter(found))}, {remedy}."
     )
 
 

@@ -17,6 +17,7 @@ from composer_distill.caching.manifest import Manifest, Recipe
 from composer_distill.caching.writer import SHARD_BYTES, PartWriter
 from composer_distill.losses.checks import check_temperature
 from composer_distill.teachers.cached import tokenizer_digest
+from composer_distill.teachers.class_names import names_of
 from composer_distill.teachers.live import LiveTeacher
 from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.teachers.outputs import LABEL_KEYS, names_lacked, names_read
@@ -107,6 +108,7 @@ def cache_teacher(
         dtype=None if dtype is None else _name(dtype),
         vocab_size=vocab_size,
         tokenizer=tokenizer_digest(teacher.model),
+        labels=_labels(teacher),
     )
     live = LiveTeacher(teacher, teacher.label)
     live.prepare(state, "sharded" if sharded else "replicated")
@@ -116,6 +118,11 @@ def cache_teacher(
             _answer_all(live, passed, state, recipe, writer, progress_bar)
 
     return written(Path(folder).expanduser(), recipe, shard_bytes, fill)
+
+
+def _labels(teacher: Teacher) -> tuple[str, ...] | None:
+    names = None if teacher.output_fn is not None else names_of(teacher.model)
+    return None if names is None else tuple(names)
 
 
 def _kind(top_k: int | None, samples: int | None, views: int | None) -> tuple[str, int | None]:

@@ -6,7 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from composer_distill.teachers.cached import CachedTeacher
+from composer_distill.teachers.class_names import class_names, names_of
 from composer_distill.teachers.outputs import extract_logits
+from composer_distill.teachers.roster import AnyTeacher
 
 _log = logging.getLogger(__name__)
 
@@ -62,21 +65,22 @@ def reorder_labels(
     return reordered
 
 
-def check_label_maps(student: nn.Module, teacher: nn.Module, owner: str) -> None:
+def check_label_maps(student: nn.Module, teacher: AnyTeacher, owner: str) -> None:
     """Refuse a teacher that has the student's classes in another order.
 
-    As many classes of which none has the same name are told of in the log, since that may be
-    another language, or another task.
+    Kept answers have the classes of the teacher that gave them; an ``output_fn`` maps a teacher's
+    as its user says. As many classes of which none has the same name are told of in the log, since
+    that may be another language, or another task.
 
     Args:
         student: The student.
-        teacher: The teacher's model.
+        teacher: The teacher.
         owner: Which teacher it is, for errors.
 
     Raises:
         ValueError: If both name the same classes, and one of them stands elsewhere.
     """
-    ours, theirs = (class_names(_config_of(model)) for model in (student, teacher))
+    ours, theirs = names_of(student), _answered(teacher)
     if ours is None or theirs is None:
         return
     folded, other = ([name.casefold() for name in names] for names in (ours, theirs))
@@ -91,37 +95,21 @@ def check_label_maps(student: nn.Module, teacher: nn.Module, owner: str) -> None
         )
     if folded == other or sorted(folded) != sorted(other):
         return
+    remedy = "Write other answers of" if isinstance(teacher, CachedTeacher) else "Map them with"
     raise ValueError(
         f"{owner}: its classes stand in another order: {theirs} where the student's are {ours}.\n"
-        "Map them with Teacher(..., output_fn=composer_distill.reorder_labels(teacher.config, "
+        f"{remedy} Teacher(..., output_fn=composer_distill.reorder_labels(teacher.config, "
         "student.config)), or mend the id2label that is wrong."
     )
 
 
-def class_names(config: Any) -> list[str] | None:
-    """Return the names of a configuration's classes in order; None where they tell nothing.
-
-    Args:
-        config: A configuration with ``id2label``, or anything else.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> class_names(SimpleNamespace(id2label={0: "LABEL_0", 1: "LABEL_1"})) is None
-        True
-    """
-    found = getattr(config, "id2label", None)
-    if not isinstance(found, dict) or set(found) != set(range(len(found))):
-        return None
-    names = [str(found[index]) for index in range(len(found))]
-    by_default = all(name == f"LABEL_{index}" for index, name in enumerate(names))
-    unique = len({name.casefold() for name in names}) == len(names)
-    return None if by_default or not unique else names
+def _answered(teacher: AnyTeacher) -> list[str] | None:
+    """Return the names of the classes of a teacher's answers; None where they are not known."""
+    if isinstance(teacher, CachedTeacher):
+        kept = teacher.cache.manifest.recipe.labels
+        return None if kept is None else list(kept)
+    return None if teacher.output_fn is not None else names_of(teacher.model)
 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _config_of(model: nn.Module) -> Any:
-    """Return the configuration of the outermost module that has one."""
-    return next((m.config for m in model.modules() if hasattr(m, "config")), None)

@@ -76,8 +76,8 @@ class StudentReader:
         for teacher, label in zip(teachers, labels, strict=True):
             other = tokenizer_of(teacher.model)
             reads_alike = teacher.input_fn is None and teacher.output_fn is None
-            if teacher.output_fn is None and self._output_fn is None:
-                check_label_maps(state.model, teacher.model, label)
+            if self._output_fn is None:
+                check_label_maps(state.model, teacher, label)
             if tokenizer is not None and other is not None and reads_alike:
                 check_same_tokenizer(tokenizer, other, label, self.vocab_size)
                 self._tokens = len(tokenizer)

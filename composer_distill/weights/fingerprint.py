@@ -1,7 +1,7 @@
 """What a model is, in a few letters: a digest of every byte of its weights."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,9 +49,9 @@ def fingerprint(model: nn.Module) -> str:
         (12, False)
     """
     state = model.state_dict()
-    names = [name for name, value in state.items() if isinstance(value, Tensor)]
-    if names:
-        return fingerprint_of(names, state.__getitem__)
+    weights = dict(_weights_of(state))
+    if weights:
+        return fingerprint_of(weights, weights.__getitem__)
     if not state or not _is_plain(dict(state)):
         return NO_WEIGHTS
     return hashlib.sha256(repr(sorted(state.items())).encode()).hexdigest()[:12]
@@ -77,6 +77,20 @@ def fingerprint_of(names: Iterable[str], read: Callable[[str], Tensor]) -> str:
             for piece in _folded(_bytes_of(part, name)):
                 digest.update(piece)
     return digest.hexdigest()[:12]
+
+
+def _weights_of(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Give a state's tensors and their names, also those that layers of torch's own pack."""
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            yield name, value
+            continue
+        if isinstance(value, torch.ScriptObject):  # such as weights of a quantised LSTM
+            value = value.__getstate__()
+        if isinstance(value, (tuple, list)):
+            value = {str(index): part for index, part in enumerate(value)}
+        if isinstance(value, Mapping):
+            yield from _weights_of({f"{name}.{key}": part for key, part in value.items()})
 
 
 def plain_names(names: list[str]) -> dict[str, str]:

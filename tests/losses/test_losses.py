@@ -74,6 +74,45 @@ def test_adaptive_gradient_is_that_of_its_two_kls_at_fixed_weights():
     torch.testing.assert_close(gradient(L.AdaptiveKLDivergence(), student, teacher), expected)
 
 
+def test_ikl_at_the_setting_that_its_page_says_is_its_authors():
+    """Their CIFAR setting: alpha 1, beta 8 and T 4, the first term a cross-entropy without T^2."""
+
+    def theirs(student, teacher):
+        answer, weight = (teacher / 4.0).softmax(-1), (teacher / 100.0).softmax(-1)
+        cross_entropy = -(answer * (student / 4.0).log_softmax(-1)).sum(-1).mean()
+        gaps = teacher.unsqueeze(-1) - teacher.unsqueeze(-2)
+        gaps = gaps - (student.unsqueeze(-1) - student.unsqueeze(-2))
+        pairs = 0.25 * gaps.square() * weight.unsqueeze(-1) * weight.unsqueeze(-2)
+        return 1.0 * cross_entropy + 8.0 * pairs.sum((-2, -1)).mean()
+
+    student, teacher = pair()
+    ours = L.IKL(alpha=1 / 16, beta=8.0, temperature=4.0)
+    torch.testing.assert_close(gradient(ours, student, teacher), gradient(theirs, student, teacher))
+
+
+@pytest.mark.parametrize(
+    ("classes", "authors", "here"), [(1000, 0.3017, 0.3014), (30_000, 0.500, 0.322)]
+)
+def test_the_epsilon_of_dists_authors_changes_what_its_page_says(classes, authors, here):
+    def theirs(student, teacher):
+        q, p = student.softmax(-1), teacher.softmax(-1)
+        found = [], []
+        for axis in (1, 0):
+            x, y = (v - v.mean(axis, keepdim=True) for v in (q, p))
+            product = x.norm(dim=axis) * y.norm(dim=axis)
+            for values, epsilon in zip(found, (1e-8, 0.0), strict=True):
+                values.append(1 - ((x * y).sum(axis) / (product + epsilon)).mean().item())
+        return [sum(values) for values in found]
+
+    generator = torch.Generator().manual_seed(0)
+    teacher, noise = torch.randn(2, 32, classes, generator=generator).unbind()
+    student = teacher + 0.5 * noise
+    with_epsilon, without = theirs(student, teacher)
+    assert with_epsilon == pytest.approx(authors, rel=5e-3)
+    assert L.DIST()(student, teacher).item() == pytest.approx(without, rel=1e-4)
+    assert without == pytest.approx(here, rel=5e-3)
+
+
 def test_one_logit_is_the_kl_of_two():
     student, teacher = pair(c=1)
     two = [torch.cat([z, torch.zeros_like(z)], -1) for z in (student, teacher)]

@@ -1,4 +1,4 @@
-from collections import OrderedDict, UserDict
+from collections import OrderedDict, UserDict, namedtuple
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +12,9 @@ from composer_distill.teachers.outputs import (
 )
 
 LOGITS = torch.zeros(2, 3)
+# What torchvision's Inception answers in training, and a two-headed model that has no such names
+Inception = namedtuple("Inception", ["logits", "aux_logits"])
+Heads = namedtuple("Heads", ["first", "second"])
 
 
 @pytest.mark.parametrize(
@@ -27,6 +30,7 @@ LOGITS = torch.zeros(2, 3)
         (LOGITS, torch.ones(1)),
         (torch.tensor(1.0), LOGITS, None),
         [None, LOGITS],
+        Inception(LOGITS, torch.ones(2, 3)),
     ],
 )
 def test_finds_the_logits(output):
@@ -62,8 +66,14 @@ def test_names_the_owner_where_there_are_no_logits(output, came):
             r"\(tuple\) .*1 \(2, 3\), 2 \(2, 3\)\. ",
             "output[1]",
         ),
+        (Heads(LOGITS, LOGITS + 1), r"\(Heads\) .*0 \(2, 3\), 1 \(2, 3\)\. ", "output[0]"),
+        (
+            SimpleNamespace(boxes=torch.zeros(2, 7, 4), scores=torch.zeros(2, 7, 3), count=7),
+            r"\(SimpleNamespace\) .*boxes \(2, 7, 4\), scores \(2, 7, 3\)\. ",
+            "output.boxes",
+        ),
     ],
-    ids=["CLIP", "two heads", "two heads behind a loss"],
+    ids=["CLIP", "two heads", "two heads behind a loss", "named heads", "an object"],
 )
 def test_several_tensors_are_named_with_the_line_that_chooses(output, listed, choice):
     with pytest.raises(TypeError, match=listed) as error:

@@ -1,5 +1,6 @@
 """Label maps of student and teacher, alone and through a Trainer."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -8,9 +9,18 @@ from composer.models import HuggingFaceModel
 from integration.harness import fit, logged
 from integration.language import kl_by_hand
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from composer_distill import Distillation, KLDivergence, Teacher, reorder_labels
-from composer_distill.terms.label_maps import check_label_maps, class_names
+from composer_distill import (
+    CachedTeacher,
+    Distillation,
+    KLDivergence,
+    Teacher,
+    cache_teacher,
+    reorder_labels,
+)
+from composer_distill.teachers.class_names import class_names
+from composer_distill.terms.label_maps import check_label_maps
 
 NAMES = ["entailment", "neutral", "contradiction"]
 TURNED = NAMES[::-1]
@@ -30,7 +40,7 @@ class Named(nn.Module):
 def test_another_order_is_an_error_that_names_both():
     told = r"teacher 1 \(x\): its classes stand in another order: \['contradiction'.*'entailment'"
     with pytest.raises(ValueError, match=told) as error:
-        check_label_maps(Named(NAMES), Named(TURNED), "teacher 1 (x)")
+        check_label_maps(Named(NAMES), Teacher(Named(TURNED)), "teacher 1 (x)")
     assert str(NAMES) in str(error.value)
     assert "output_fn=composer_distill.reorder_labels(teacher.config, student.config)" in str(
         error.value
@@ -50,20 +60,59 @@ def test_another_order_is_an_error_that_names_both():
     ],
 )
 def test_else_label_maps_say_nothing(names, caplog):
-    check_label_maps(Named(NAMES), Named(names), "teacher 0 (x)")
-    check_label_maps(Named(names), Named(NAMES), "teacher 0 (x)")
-    check_label_maps(Named(names), nn.Linear(1, 1), "teacher 0 (x)")
+    check_label_maps(Named(NAMES), Teacher(Named(names)), "teacher 0 (x)")
+    check_label_maps(Named(names), Teacher(Named(NAMES)), "teacher 0 (x)")
+    check_label_maps(Named(names), Teacher(nn.Linear(1, 1)), "teacher 0 (x)")
     assert caplog.text == ""
 
 
 def test_wholly_other_names_are_told_of_once_a_teacher(caplog):
-    check_label_maps(Named([*NAMES, "none"]), Named(["a", "b", "c", "d"]), "teacher 1 (x)")
+    check_label_maps(Named([*NAMES, "none"]), Teacher(Named(["a", "b", "c", "d"])), "teacher 1 (x)")
     assert [record.getMessage() for record in caplog.records] == [
         "teacher 1 (x): none of its classes has the name of one of the student's: a, b, c, ... "
         "where the student's are entailment, neutral, contradiction, .... Each class is compared "
         "with the one at its own place. If they are the same classes, give both configurations one "
         "id2label."
     ]
+
+
+class Classes(nn.Module):
+    def __init__(self, names):
+        super().__init__()
+        self.inner = nn.Linear(4, len(names))
+        self.config = config(names)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def test_kept_answers_have_the_classes_of_the_teacher_that_gave_them(tmp_path, caplog):
+    """Whether or not a live teacher stands beside them."""
+    data = DataLoader(TensorDataset(torch.randn(4, 4)), batch_size=4)
+    student, teacher = Classes(NAMES), Classes(TURNED)
+    cache_teacher(teacher, data, tmp_path / "turned", device="cpu")
+    for beside in (None, teacher):
+        with pytest.raises(ValueError, match=r"another order: \['contra.*\nWrite other answers of"):
+            check_label_maps(student, CachedTeacher(tmp_path / "turned", beside), "teacher 0 (x)")
+    mapped = Teacher(teacher, output_fn=reorder_labels(teacher.config, student.config))
+    with pytest.raises(
+        ValueError, match=r"cache with labels 'contradiction, .*' where now it is None"
+    ):
+        cache_teacher(mapped, data, tmp_path / "turned", device="cpu")
+    cache_teacher(mapped, data, tmp_path / "mapped", device="cpu")
+    for beside in (None, mapped):
+        check_label_maps(student, CachedTeacher(tmp_path / "mapped", beside), "teacher 0 (x)")
+    assert caplog.text == ""
+
+
+def test_a_cache_of_a_former_version_tells_no_classes(tmp_path):
+    data, teacher = DataLoader(TensorDataset(torch.randn(4, 4)), batch_size=4), Classes(TURNED)
+    cache_teacher(teacher, data, tmp_path, device="cpu")
+    entries = json.loads((tmp_path / "manifest.json").read_text())
+    del entries["recipe"]["labels"]
+    (tmp_path / "manifest.json").write_text(json.dumps(entries))
+    check_label_maps(Classes(NAMES), CachedTeacher(tmp_path), "teacher 0 (x)")
+    assert cache_teacher(teacher, data, tmp_path, device="cpu").samples == 4
 
 
 def test_names_need_a_number_each():

@@ -258,6 +258,24 @@ def test_a_tensor_whose_bytes_cannot_be_read_is_refused_by_name():
         of(Closed(torch.ones(2), torch.ones(1)))
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch, that its quantisation moves elsewhere
+@pytest.mark.parametrize("layer", [nn.Linear, nn.LSTM, nn.GRUCell])
+@pytest.mark.parametrize("beside", [True, False], ids=["beside others", "alone"])
+def test_weights_that_quantised_layers_of_torch_pack_are_read(layer, beside):
+    def quantised(name=None):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            net = nn.Sequential(layer(4, 4), *[nn.LayerNorm(4)] * beside)
+        if name is not None:
+            with torch.no_grad():
+                net[0].get_parameter(name).view(-1)[3] += 0.05
+        return fingerprint(torch.ao.quantization.quantize_dynamic(net, {layer}))
+
+    names = [name for name, _ in layer(4, 4).named_parameters()]
+    assert quantised() == quantised() != NO_WEIGHTS
+    assert len({quantised(), *map(quantised, names)}) == len(names) + 1
+
+
 def test_models_without_weights():
     assert fingerprint(nn.Identity()) == NO_WEIGHTS
 
