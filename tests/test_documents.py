@@ -1,6 +1,7 @@
 """Every Python block of the README and of the pages in docs runs, as a reader would run it."""
 
 import multiprocessing
+import re
 from pathlib import Path
 
 import boto3
@@ -103,3 +104,10 @@ def test_the_continuous_integration_runs_the_commands_of_the_readme():
     assert "pip install -q -e '.[test]' && pytest" in script
     assert "composer-distill demo" in readme
     assert "composer-distill demo --fast" in script
+
+
+def test_the_continuous_integration_runs_a_part_as_another_processor_rounds():
+    page, script = (ROOT / "docs/contributing.md").read_text(), (ROOT / ".ci/run").read_text()
+    assert re.search(r"^ATEN_CPU_CAPABILITY=(avx2|default) OMP_NUM_THREADS=2 pytest ", script, re.M)
+    assert "for capability in avx2 default; do" in page
+    assert "ATEN_CPU_CAPABILITY=$capability OMP_NUM_THREADS=$threads pytest" in page

@@ -6,12 +6,13 @@ from typing import Any
 from torch import Tensor
 
 from composer_distill.losses import BernoulliKL, DistillationLoss
+from composer_distill.terms.looking import is_looked_at
 from composer_distill.terms.positions import labels_of
 from composer_distill.terms.task import IGNORED_LABEL
 
 _log = logging.getLogger(__name__)
 
-_LOOKS = 4  # batches that are looked at: in a small one each sample may have a single label
+_LOOKS = 4  # batches that are all looked at: in a small one each sample may have a single label
 
 
 class MultiHotWatch:
@@ -25,16 +26,19 @@ class MultiHotWatch:
         ours = isinstance(kd_loss_fn, DistillationLoss)
         parts = kd_loss_fn.modules() if ours else ()
         softmax = any(getattr(part, "softmax", False) for part in parts)
-        self._left = _LOOKS if softmax else 0
+        self._watches = softmax
+        self._looks = 0
 
     def look(self, batch: Any, logits: Tensor, axis: int) -> None:
-        """Look at the labels of one of the first batches."""
-        if self._left <= 0:
+        """Look at the labels of a batch, at the first ones and ever more seldom."""
+        if not self._watches:
             return
-        self._left -= 1
+        self._looks += 1
+        if not is_looked_at(self._looks, _LOOKS):
+            return
         labels = labels_of(batch)
         if labels is not None and are_multi_hot(labels, logits, axis):
-            self._left = 0
+            self._watches = False
             _log.warning(
                 "the batch's labels have several classes at a time, or none, where kd_loss_fn "
                 "compares softmaxes, whose classes exclude each other. For independent labels use "

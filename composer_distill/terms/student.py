@@ -13,6 +13,7 @@ from composer_distill.teachers.outputs import extract_logits
 from composer_distill.teachers.roster import AnyTeacher
 from composer_distill.terms.comparison import check_shapes
 from composer_distill.terms.label_maps import check_label_maps
+from composer_distill.terms.looking import is_looked_at
 from composer_distill.terms.own_loss import own_loss, predicts_next
 from composer_distill.terms.positions import (
     MaskFn,
@@ -32,7 +33,7 @@ from composer_distill.terms.vocabulary import (
 _log = logging.getLogger(__name__)
 
 _TRIES = 4  # batches whose loss tells nothing, such as those without a label
-_LOOKS = 16  # batches that are looked at for padding that nothing reads: each look waits for a GPU
+_LOOKS = 16  # batches that are all looked at for padding that nothing reads; see looking.py
 
 
 class StudentReader:
@@ -57,6 +58,7 @@ class StudentReader:
         self._tokens: int | None = None
         self._tries = 0
         self._looks = 0
+        self._told = False
 
     def prepare(self, state: State, teachers: Sequence[AnyTeacher], labels: Sequence[str]) -> None:
         """Read the student's task, and compare its words and classes with the teachers', at INIT.
@@ -72,6 +74,7 @@ class StudentReader:
         """
         self.task = task_of(state.model)
         self._tries = self._looks = 0
+        self._told = False
         tokenizer = tokenizer_of(state.model)
         for teacher, label in zip(teachers, labels, strict=True):
             other = tokenizer_of(teacher.model)
@@ -162,12 +165,12 @@ class StudentReader:
 
     def _look_for_padding(self, view: Any, logits: Tensor, task: Task) -> None:
         """Warn once where every position counts though the batch says that some are padding."""
-        unread = unread_mask(view, logits, task) if self._looks < _LOOKS else None
+        unread = None if self._told else unread_mask(view, logits, task)
         if unread is None:
             return
         self._looks += 1
-        if not unread.all():
-            self._looks = _LOOKS
+        if is_looked_at(self._looks, _LOOKS) and not unread.all():
+            self._told = True
             _log.warning(
                 "attention_mask has the shape %s where the student's logits have %s, so that every "
                 "position counts, padding too. Pass Distillation(..., mask_fn=...) for those that "

@@ -86,7 +86,8 @@ def _weights_of(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
             yield name, value
             continue
         if isinstance(value, torch.ScriptObject):  # such as weights of a quantised LSTM
-            value = value.__getstate__()
+            packed: Any = value
+            value = packed.__getstate__()
         if isinstance(value, (tuple, list)):
             value = {str(index): part for index, part in enumerate(value)}
         if isinstance(value, Mapping):

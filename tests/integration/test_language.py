@@ -10,6 +10,7 @@ import pytest
 import torch
 from composer import Trainer
 from composer.core import Event
+from composer.models import HuggingFaceModel
 from torch import nn
 from torch.nn import functional as F
 
@@ -24,7 +25,7 @@ from composer_distill import (
 from composer_distill.losses import DistillationLoss
 from tests.integration.harness import Log, Spy, assert_close, assert_same, logged
 
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 language = pytest.importorskip("tests.integration.language")
 train_with_a_masked_half = pytest.importorskip("tests.integration.language_worker").train
 
@@ -466,3 +467,36 @@ def test_teachers_on_an_evaluation_set_count_the_same_positions(use_logits):
     trainer.eval()
     trainer.close()
     assert logged(trainer, "metrics/eval/teacher_kl")[0] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def mixture_of_experts(seed, coefficient):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return transformers.MixtralForCausalLM(
+            transformers.MixtralConfig(
+                vocab_size=language.VOCAB, hidden_size=16, intermediate_size=16,
+                num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+                num_local_experts=2, num_experts_per_tok=1, output_router_logits=True,
+                router_aux_loss_coef=coefficient,
+            )
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_the_weight_of_the_own_loss_weighs_the_routers_loss_too(weight):
+    """At 0 nothing balances the experts, as the page on language models says."""
+    ids = torch.randint(4, language.VOCAB, (4, 8), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
+    gates = []
+    for coefficient in (0.0, 10.0):
+        student = HuggingFaceModel(mixture_of_experts(1, coefficient))
+        fit(
+            student,
+            mixture_of_experts(2, 0.0),
+            [batch],
+            duration="1ba",
+            org_loss_weight=weight,
+            trainer={"device_train_microbatch_size": 4},
+        )
+        gates.append(student.model.model.layers[0].block_sparse_moe.gate.weight)
+    assert torch.equal(*gates) == (weight == 0.0)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from composer_distill import Distillation, KLDivergence, loss_positions
 from composer_distill.losses import DistillationLoss, FusedLinearKL
+from composer_distill.terms.student import StudentReader
 
 transformers = pytest.importorskip("transformers")
 KL, ONLY = KLDivergence(1.0), {"kd_loss_weight": 1.0, "org_loss_weight": 0.0}
@@ -235,6 +236,15 @@ def test_padding_that_nothing_reads_is_said_once(padded, caplog):
     if padded:
         assert "(2, 12) where the student's logits have (2, 6, 5)" in told[0]
         assert "mask_fn" in told[0]
+
+
+def test_padding_may_come_after_many_batches_without(caplog):
+    reader, logits = StudentReader(), torch.zeros(2, 6, 5)
+    for number in range(40):
+        mask = torch.ones(2, 12)
+        mask[1, 6:] = number < 20
+        reader.read({"attention_mask": mask}, None, logits)
+    assert caplog.text.count("attention_mask has the shape (2, 12)") == 1
 
 
 def test_both_heads_of_a_span_are_averaged():

@@ -125,3 +125,10 @@ def test_several_labels_may_come_in_a_later_batch(caplog):
     for batch in ((X, MIXED), (X, SEVERAL), (X, SEVERAL)):
         watch.look(batch, LOGITS, -1)
     assert len(caplog.records) == 1
+
+
+def test_several_labels_may_come_after_many_batches_with_one_each(caplog):
+    watch = MultiHotWatch(SOFTMAX)
+    for number in range(40):
+        watch.look((X, SEVERAL if number > 20 else MIXED), LOGITS, -1)
+    assert len(caplog.records) == 1
