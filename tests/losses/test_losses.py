@@ -113,6 +113,33 @@ def test_the_epsilon_of_dists_authors_changes_what_its_page_says(classes, author
     assert without == pytest.approx(here, rel=5e-3)
 
 
+NEAR = (
+    L.ReverseKLDivergence, L.JensenShannonDivergence, L.SkewKLDivergence, L.ReverseSkewKLDivergence,
+    L.AdaptiveKLDivergence, L.AlphaBetaDivergence,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("closeness", [1e-3, 1e-5])
+@pytest.mark.parametrize("kind", NEAR)
+def test_near_agreement_other_divergences_are_about_as_exact_as_torchs_kl(kind, closeness):
+    ours, torchs = [], []
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        student, noise = torch.randn(2, 64, 600, generator=generator).unbind()
+        student = 5.0 * student
+        teacher = student + closeness * noise
+        wide = student.double(), teacher.double()
+        exact, true = (loss(*wide).item() for loss in (kl_by_torch, kind(temperature=1.0)))
+        torchs.append(abs(kl_by_torch(student, teacher).item() - exact))
+        ours.append(abs(kind(temperature=1.0)(student.requires_grad_(), teacher).item() - true))
+    assert sum(ours) < 4.0 * sum(torchs)  # of which the alpha-beta divergence takes 2.5
+
+
+def kl_by_torch(student, teacher):
+    log_probs = student.log_softmax(-1), teacher.log_softmax(-1)
+    return torch.nn.functional.kl_div(*log_probs, reduction="batchmean", log_target=True)
+
+
 def test_one_logit_is_the_kl_of_two():
     student, teacher = pair(c=1)
     two = [torch.cat([z, torch.zeros_like(z)], -1) for z in (student, teacher)]
