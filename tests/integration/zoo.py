@@ -105,6 +105,38 @@ _SMALL = {
     "vision_feature_layer": -1,
 }  # fmt: skip
 
+_SWIN = {
+    "window_size": 2, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "hidden_size": 32,
+}  # fmt: skip
+# What single families need beside it, by how the names of their classes begin
+_ALSO: dict[str, dict[str, Any]] = {
+    "CodeGen": {"n_head": 4, "rotary_dim": 4},
+    "DeepseekV3": {
+        "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "qk_rope_head_dim": 16,
+        "qk_nope_head_dim": 16, "qk_head_dim": 32, "v_head_dim": 16, "kv_lora_rank": 16,
+        "q_lora_rank": 16,
+    },
+    "DonutSwin": _SWIN,
+    "Esm": {"vocab_size": VOCAB, "token_dropout": False, "mask_token_id": 3},
+    "JetMoe": {"kv_channels": 16, "num_key_value_heads": 1},
+    "LayoutLMv3": {
+        "visual_embed": False, "coordinate_size": 4, "shape_size": 4, "hidden_size": 24,
+        "intermediate_size": 24,
+    },
+    "Lilt": {"channel_shrink_ratio": 2, "hidden_size": 48, "intermediate_size": 48},
+    "Mamba2": {"num_heads": 4, "head_dim": 16, "n_groups": 1, "expand": 2},
+    "Moonshine": {
+        f"{part}_{what}": 2 for part in ("encoder", "decoder")
+        for what in ("num_attention_heads", "num_key_value_heads", "num_hidden_layers")
+    },
+    "Nemotron": {"num_key_value_heads": 2, "head_dim": 16},
+    "Swin": _SWIN,
+    "Wav2Vec2Bert": {
+        "vocab_size": VOCAB, "feature_projection_input_dim": 8, "conformer_conv_dropout": 0.0,
+    },
+    "Wav2Vec2Conformer": {"vocab_size": VOCAB, "conformer_conv_dropout": 0.0},
+}  # fmt: skip
+
 
 # What is not walked through, and why: first words on the model, then on this recipe
 NOT_COVERED = {
@@ -117,7 +149,10 @@ NOT_COVERED = {
         "XLMProphetNetForCausalLM",
         "XLMProphetNetForConditionalGeneration",
     ],
-    "its loss shifts twice, a fault of transformers: its class decides": ["MoshiForCausalLM"],
+    "its loss shifts twice, a fault of transformers: its class decides": [
+        "JetMoeForCausalLM",
+        "MoshiForCausalLM",
+    ],
     "has no loss of its own: for inference alone": ["DeiTForImageClassificationWithTeacher"],
     "has sizes or parts that the recipe for all does not know": [
         "ASTForAudioClassification",
@@ -125,11 +160,8 @@ NOT_COVERED = {
         "Blip2ForConditionalGeneration",
         "BlipForConditionalGeneration",
         "ChameleonForConditionalGeneration",
-        "CodeGenForCausalLM",
         "DPTForSemanticSegmentation",
         "Data2VecVisionForSemanticSegmentation",
-        "DeepseekV3ForCausalLM",
-        "DonutSwinForImageClassification",
         "Dots1ForCausalLM",
         "EfficientFormerForImageClassification",
         "EfficientFormerForImageClassificationWithTeacher",
@@ -137,37 +169,20 @@ NOT_COVERED = {
         "Emu3ForCausalLM",
         "Emu3ForConditionalGeneration",
         "EncoderDecoderModel",
-        "EsmForMaskedLM",
-        "EsmForSequenceClassification",
-        "EsmForTokenClassification",
         "GitForCausalLM",
         "Glm4vForConditionalGeneration",
         "GraniteMoeHybridForCausalLM",
-        "JetMoeForCausalLM",
-        "JetMoeForSequenceClassification",
         "KyutaiSpeechToTextForConditionalGeneration",
-        "LayoutLMv3ForQuestionAnswering",
-        "LayoutLMv3ForSequenceClassification",
-        "LayoutLMv3ForTokenClassification",
         "LevitForImageClassification",
         "LevitForImageClassificationWithTeacher",
-        "LiltForQuestionAnswering",
-        "LiltForSequenceClassification",
-        "LiltForTokenClassification",
         "Llama4ForCausalLM",
         "MCTCTForCTC",
-        "Mamba2ForCausalLM",
         "MllamaForCausalLM",
         "MllamaForConditionalGeneration",
         "MobileViTV2ForImageClassification",
         "MobileViTV2ForSemanticSegmentation",
-        "MoonshineForConditionalGeneration",
         "MusicgenForCausalLM",
         "MusicgenMelodyForCausalLM",
-        "NemotronForCausalLM",
-        "NemotronForQuestionAnswering",
-        "NemotronForSequenceClassification",
-        "NemotronForTokenClassification",
         "PerceiverForImageClassificationConvProcessing",
         "PerceiverForImageClassificationFourier",
         "PerceiverForMaskedLM",
@@ -181,7 +196,6 @@ NOT_COVERED = {
         "Siglip2ForImageClassification",
         "Speech2Text2ForCausalLM",
         "SpeechEncoderDecoderModel",
-        "SwinForImageClassification",
         "T5GemmaForConditionalGeneration",
         "T5GemmaForSequenceClassification",
         "T5GemmaForTokenClassification",
@@ -190,8 +204,6 @@ NOT_COVERED = {
         "UdopForConditionalGeneration",
         "ViTHybridForImageClassification",
         "VisionEncoderDecoderModel",
-        "Wav2Vec2BertForCTC",
-        "Wav2Vec2ConformerForCTC",
         "Zamba2ForCausalLM",
         "Zamba2ForSequenceClassification",
         "ZambaForCausalLM",
@@ -276,6 +288,8 @@ def shrink(config: Any) -> Any:
 def build(model_type: str, name: str, seed: int) -> torch.nn.Module:
     """Return a small model of a class, of random weights."""
     config = shrink(CONFIG_MAPPING[model_type]())
+    for family in (family for family in _ALSO if name.startswith(family)):
+        vars(config).update(_ALSO[family])
     config.num_labels = 2 if "QuestionAnswering" in name else CLASSES
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
