@@ -100,15 +100,13 @@ def cache_teacher(
     temperature = check_temperature(temperature)
     state = _state(teacher, precision, device, sharded)
     recipe = Recipe(
-        teacher.identity(),
-        kind,
-        count,
+        kind=kind,
+        count=count,
         temperature=None if kind == "logits" else temperature,
         seed=seed if kind == "samples" else None,
         dtype=None if dtype is None else _name(dtype),
         vocab_size=vocab_size,
-        tokenizer=tokenizer_digest(teacher.model),
-        labels=_labels(teacher),
+        **_told_by(teacher),
     )
     live = LiveTeacher(teacher, teacher.label)
     live.prepare(state, "sharded" if sharded else "replicated")
@@ -120,9 +118,14 @@ def cache_teacher(
     return written(Path(folder).expanduser(), recipe, shard_bytes, fill)
 
 
-def _labels(teacher: Teacher) -> tuple[str, ...] | None:
+def _told_by(teacher: Teacher) -> dict[str, Any]:
+    """Return who answers, by which tokens, and what the classes are called."""
     names = None if teacher.output_fn is not None else names_of(teacher.model)
-    return None if names is None else tuple(names)
+    return {
+        "teacher": teacher.identity(),
+        "tokenizer": tokenizer_digest(teacher.model),
+        "labels": None if names is None else tuple(names),
+    }
 
 
 def _kind(top_k: int | None, samples: int | None, views: int | None) -> tuple[str, int | None]:
