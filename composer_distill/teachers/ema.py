@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from composer.core import State, Time, TimeUnit
+from composer.utils import FSDPConfig, dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from composer_distill.schedule import Weight
 from composer_distill.teachers.live import LiveTeacher
-from composer_distill.teachers.sharding import Sharding
+from composer_distill.teachers.sharding import Sharding, local, reshard
 from composer_distill.teachers.teacher import Teacher
 
 
@@ -22,7 +24,8 @@ class EMATeacher(Teacher):
     moves to ``decay * mean + (1 - decay) * student``; buffers, such as the statistics of batch
     normalisation, are copied. It is the one teacher that a run changes, and by this rule alone.
 
-    It costs memory for a second model. Its weights are kept in the Trainer's checkpoint with the
+    It costs memory for a second model, which is cut over the ranks where FSDP2 cuts the student:
+    then each rank moves its own part. Its weights are kept in the Trainer's checkpoint with the
     algorithm's state, so that a resumed run ends where the uninterrupted one ends; they are never
     in the student's state dict. In half precision small steps are lost to rounding: train in
     single precision with autocast, as Composer's ``precision`` does.
@@ -39,7 +42,8 @@ class EMATeacher(Teacher):
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of its range. At INIT: if the student is to be cut by
+            FSDP1, or has no weights yet.
 
     Reference:
         Tarvainen and Valpola 2017, arXiv 1703.01780.
@@ -135,15 +139,29 @@ class MovingAverage(LiveTeacher):
         self._seen = -1
 
     def prepare(self, state: State, sharding: Sharding) -> None:
-        """Copy the student, at INIT; raise ValueError where it is cut over the ranks."""
+        """Copy the student, at INIT, when it is still whole; the copy is cut where it will be.
+
+        Args:
+            state: The Trainer's state.
+            sharding: Without effect where the student is cut: each rank then averages its own part.
+
+        Raises:
+            ValueError: If the student is to be cut by FSDP1, or has no weights yet.
+        """
         self._updates, self._begun, self._seen = 0, None, -1
-        if state.fsdp_config is not None:
+        if isinstance(state.fsdp_config, FSDPConfig):
             raise ValueError(
-                f"{self.label}: the student is cut over the ranks by FSDP already, and can't be "
-                "copied. Train without FSDP, on several processes too."
+                f"{self.label}: it follows a student that is whole or cut by FSDP2, and this one "
+                "will be cut by FSDP1, which flattens weights. Use parallelism_config="
+                "{'fsdp': FSDP2Config()}."
+            )
+        if any(tensor.is_meta for tensor in state.model.parameters()):
+            raise ValueError(
+                f"{self.label}: the student is on the meta device and can't be copied. Build it "
+                "with its weights in host memory, on every rank."
             )
         self.teacher.model = copy.deepcopy(bare(state.model))
-        super().prepare(state, sharding)
+        super().prepare(state, sharding if state.fsdp_config is None else "sharded")
 
     def follow(self, state: State) -> None:
         """Begin with the student's weights, or move towards them."""
@@ -160,31 +178,43 @@ class MovingAverage(LiveTeacher):
 
     @torch.no_grad()
     def _move(self, student: nn.Module, decay: float) -> None:
+        reshard(student)  # an evaluation before the run leaves it gathered
         parameters = dict(self.teacher.model.named_parameters())
         theirs = _tensors(student)
-        for name, own in _tensors(self.teacher.model).items():
-            new = theirs[name]
+        for name, tensor in _tensors(self.teacher.model).items():
+            own, new = local(tensor), local(theirs[name])
             if name in parameters and own.is_floating_point() and decay > 0.0:
                 own.lerp_(new.to(own), 1.0 - decay)
             else:
                 own.copy_(new)
 
+    @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
-        """Return the mean, whole and in host memory, and how far it has come."""
-        weights = {
-            name: tensor.detach().to("cpu", copy=True)
-            for name, tensor in _tensors(self.teacher.model).items()
-        }
+        """Return the mean, whole and in host memory, and how far it has come.
+
+        Where it is cut every rank must ask, and the first one alone, which writes, gets the mean:
+        Composer writes algorithms' states into sharded checkpoints as bytes of that rank.
+        """
+        weights: dict[str, Tensor] = {}
+        if self._begun is not None:
+            for name, tensor in _tensors(self.teacher.model).items():
+                whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+                if not self.sharded or dist.get_global_rank() == 0:
+                    weights[name] = whole.detach().to("cpu", copy=True)
         places = {"updates": self._updates, "begun": self._begun, "seen": self._seen}
-        return {**places, "weights": weights if self._begun is not None else {}}
+        return {**places, "weights": weights}
 
     @torch.no_grad()
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on where a run stopped."""
+        """Go on where a run stopped, on as many ranks or on others."""
         self._updates, self._begun, self._seen = saved["updates"], saved["begun"], saved["seen"]
         own = _tensors(self.teacher.model)
         for name, weight in saved["weights"].items():
-            own[name].copy_(weight)
+            tensor = own[name]
+            if isinstance(tensor, DTensor):
+                mesh, placements = tensor.device_mesh, tensor.placements
+                weight = distribute_tensor(weight, mesh, placements, src_data_rank=None)
+            local(tensor).copy_(local(weight))
 
 
 def bare(model: Any) -> Any:
@@ -195,9 +225,10 @@ def bare(model: Any) -> Any:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's parameters and buffers by name."""
+    """Return a model's parameters and buffers by name, without what recomputation puts into it."""
     model = bare(model)
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name.replace("_checkpoint_wrapped_module.", ""): tensor for name, tensor in named}
 
 
 def _checked_decay(decay: Any) -> float:

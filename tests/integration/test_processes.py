@@ -24,10 +24,10 @@ def free_port():
         return server.getsockname()[1]
 
 
-def launch(worker, folder):
-    """Run a worker in two processes; return a function that gives what a rank found."""
+def launch(worker, folder, processes=2):
+    """Run a worker in processes; return a function that gives what a rank found."""
     paths = [str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
-    launcher = [sys.executable, "-m", "composer.cli.launcher", "-n", "2"]
+    launcher = [sys.executable, "-m", "composer.cli.launcher", "-n", str(processes)]
     launched = subprocess.run(
         [
             *launcher,

@@ -1,7 +1,6 @@
 """Teachers that are made of the student, and teachers with windows of their own, in Trainers."""
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,7 +27,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from composer_distill import Distillation, EMATeacher, KLDivergence, Snapshot, Teacher
-from composer_distill.teachers.ema import MovingAverage
 
 
 def watched(teacher, student, **kwargs):
@@ -134,12 +132,6 @@ def test_a_snapshot_is_the_student_at_its_start():
 def test_rules_that_can_not_be(arguments, match):
     with pytest.raises(ValueError, match=match):
         EMATeacher(**arguments)
-
-
-def test_a_student_that_is_cut_is_refused():
-    source = MovingAverage(EMATeacher(), "teacher 0 (EMA of the student)")
-    with pytest.raises(ValueError, match=r"teacher 0 \(EMA.*cut over the ranks by FSDP already"):
-        source.prepare(SimpleNamespace(fsdp_config=object()), "auto")
 
 
 class Counted(Recorder):
