@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from composer.algorithms import SAM
 from composer.core import Event, Time
 from integration.harness import (
     LEARNING_RATE,
@@ -29,14 +30,15 @@ from torch.nn import functional as F
 from composer_distill import Distillation, EMATeacher, KLDivergence, Snapshot, Teacher
 
 
-def watched(teacher, student, **kwargs):
+def watched(teacher, student, others=(), **kwargs):
     """Train; return the Trainer, and the student's and the teacher's weights after each batch."""
     spy = Spy(
         Event.BATCH_END,
         lambda state: (weights(state.model.module), weights(teacher.model.module)),
     )
     term = Distillation(teacher, forward_kl(), 0.5, 0.5)
-    trainer = fit(student, term, train_dataloader=loader(40, 5), callbacks=spy, **kwargs)
+    terms = [term, *others]
+    trainer = fit(student, terms, train_dataloader=loader(40, 5), callbacks=spy, **kwargs)
     return trainer, *zip(*spy.seen, strict=True)
 
 
@@ -60,6 +62,24 @@ def test_a_moving_average_is_that_of_a_loop(decay, every, warmup):
         for name in mean:
             torch.testing.assert_close(found[name], mean[name], rtol=1e-12, atol=1e-12)
     assert updates == 8 // every
+
+
+@pytest.mark.filterwarnings("ignore:SAM has known issues")
+@pytest.mark.parametrize("closure", ["SAM", "LBFGS"])
+def test_an_optimizer_with_closures_moves_the_average_once_a_batch(closure):
+    student, teacher = Classifier(mlp(0)), EMATeacher(decay=0.9)
+    mean = weights(student.module)
+    if closure == "SAM":
+        _, students, teachers = watched(teacher, student, others=[SAM(rho=0.05)])
+    else:
+        optimizer = torch.optim.LBFGS(student.parameters(), lr=0.1, max_iter=3)
+        _, students, teachers = watched(
+            teacher, student, optimizers=optimizer, device_train_microbatch_size=2
+        )
+    for now, found in zip(students, teachers, strict=True):
+        mean = {name: 0.9 * mean[name] + 0.1 * now[name] for name in mean}
+        for name in mean:
+            torch.testing.assert_close(found[name], mean[name], rtol=1e-12, atol=1e-12)
 
 
 def test_a_student_taught_by_its_moving_average_is_that_of_a_loop_by_hand():
