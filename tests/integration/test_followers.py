@@ -1,6 +1,7 @@
 """Teachers that follow a student which FSDP2 cuts: the mean and the snapshot of a loop by hand."""
 
 import copy
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -30,7 +31,8 @@ def two(folder):
 def one(two, folder, tmp_path_factory):
     """Run in one process what follows the two, whose checkpoints it reads."""
     two("resumed_from_one_file")
-    return launch("followers.py", folder, processes=1)
+    other = tmp_path_factory.mktemp("alone") / "followers"  # what the two found stays as it is
+    return launch("followers.py", shutil.copytree(folder, other), processes=1)
 
 
 def kept_after(updates):
