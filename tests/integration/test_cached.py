@@ -10,6 +10,7 @@ from composer.core import Algorithm, Callback, DataSpec, Event
 from integration.harness import (
     Classifier,
     Recorder,
+    assert_close,
     assert_same,
     dataset,
     fit,
@@ -185,7 +186,8 @@ def test_answers_are_read_in_a_thread_while_the_student_computes(answers, event,
     term = Distillation(CachedTeacher(folder), KLDivergence(2.0))
     others = [] if event is None else [Moved(event)]
     ours = fit(Classifier(mlp(0, **FLOAT32)), [term, *others], train_dataloader=data, **options)
-    assert_same(ours.state.model, run(teacher, data, **options).state.model)
+    # What answered four rows at once answers two here: some processors round those otherwise
+    assert_close(ours.state.model, run(teacher, data, **options).state.model, rtol=1e-5)
     ahead = [name for name in asked if name.startswith("answers")]
     assert len(ahead) == 10
     assert len(asked) == (20 if event == Event.BEFORE_FORWARD else 10)
