@@ -28,7 +28,7 @@ from tests.benchmarks.evidence import runs as settings  # noqa: E402
 from tests.benchmarks.evidence.experiment import collect, load, main  # noqa: E402
 from tests.benchmarks.evidence.pages import DOCS, EXPERIMENTS, render, shown  # noqa: E402
 from tests.benchmarks.evidence.runs import FAST  # noqa: E402
-from tests.benchmarks.evidence.tables import difference, rows_of, values  # noqa: E402
+from tests.benchmarks.evidence.tables import difference, rows_of, runs_of, values  # noqa: E402
 
 PAGES = DOCS / "evidence"
 each_experiment = pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda e: e.name)
@@ -121,9 +121,9 @@ def rows(experiment, seed):
         ("copied_layers", "random, alone", "nll", "and 2.375 from"),
         ("copied_layers", "random, distilled", "nll", "brings 2.349"),
         ("copied_layers", "copied, distilled", "nll", "and 1.594, a loss"),
-        ("prune_recover", "cut, text alone", "nll", "7.569 nats on text alone"),
-        ("prune_recover", "cut, cached", "nll", "7.310 from a cached"),
-        ("prune_recover", "cut, live", "nll", "7.229 from a live"),
+        ("prune_recover", "cut, text alone", "nll", "5.751 on text alone"),
+        ("prune_recover", "cut, cached", "nll", "5.560 nats cached"),
+        ("prune_recover", "cut, live", "nll", "5.512 live (the"),
         ("other_teachers", "EMA of itself", "nll", "0.075 nats against"),
         ("other_teachers", "alone", "nll", "against 0.082 alone"),
         ("other_teachers", "a teacher for each half: routed", "accuracy", "96.5 % routed"),
@@ -332,3 +332,23 @@ def test_a_curve_is_read_between_its_points():
     assert prune_recover.reached(run, 5.5) == pytest.approx((25, 50.0))
     assert prune_recover.reached(run, 9.0) == (10, 20.0)
     assert prune_recover.reached(run, 4.9) is None
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+@pytest.mark.parametrize(
+    ("row", "number"),
+    [("cut, text alone", "5.751"), ("cut, cached", "5.560"), ("cut, live", "5.512")],
+)
+def test_the_start_quotes_the_language_model_s_rows(page, row, number):
+    assert number in (DOCS.parent / page).read_text("utf-8")
+    assert f"{mean(values(load(PAGES / 'prune_recover.json'), row, 'nll')):.3f}" == number
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_start_quotes_what_longer_training_and_the_teacher_come_to(page):
+    text, document = (DOCS.parent / page).read_text("utf-8"), load(PAGES / "prune_recover.json")
+    longest = [run["points"][-1] for run in runs_of(document, "cut, text alone")]
+    assert {point["step"] for point in longest} == {450}
+    assert f"{mean(point['nll'] for point in longest):.3f}" in text
+    (teacher,) = document["teachers"].values()
+    assert f"{teacher['nll']:.3f}" in text

@@ -166,10 +166,22 @@ QUESTIONS = (
         "accuracy",
     ),
     Question(
-        "a language model cut to a third, 50 batches: cached teacher; against text alone",
+        "a language model cut to a third of its layers, 300 batches: cached teacher; against text",
         "prune_recover",
         "cut, text alone",
         "cut, cached",
+    ),
+    Question(
+        "the same, live teacher; against text",
+        "prune_recover",
+        "cut, text alone",
+        "cut, live",
+    ),
+    Question(
+        "the same, text alone: layers of the teacher; against random weights",
+        "prune_recover",
+        "random, text alone",
+        "cut, text alone",
     ),
     Question(
         "Fashion-MNIST, 250 labels: a hint of ImageNet features beside them",

@@ -21,6 +21,7 @@ from tests.benchmarks.evidence.recovery import (
     FAST,
     LIVE,
     METRICS,
+    RANDOM,
     RATES,
     TEXT,
     UNTRAINED,
@@ -32,6 +33,7 @@ from tests.benchmarks.evidence.recovery import (
 from tests.benchmarks.evidence.tables import compare, runs_of, setting_of, table, values
 
 Run = dict[str, Any]
+ROWS = [RANDOM, UNTRAINED, TEXT, LIVE, CACHED]
 STYLES = {TEXT: (ALONE, "s"), LIVE: (OTHER, "D"), CACHED: (DISTILLED, "o")}
 
 
@@ -45,7 +47,7 @@ def show(document: Document) -> str:
             f"{teacher['nll']:.3f} nats a token, ECE {100 * teacher['ece']:.1f} %. "
             f"The students: {teacher['student_parameters'] / 1e6:.1f} million.",
             f"After {scale['steps']} steps; differences from text alone:",
-            compare(document, TEXT, METRICS, rows=[UNTRAINED, TEXT, LIVE, CACHED]),
+            compare(document, TEXT, METRICS, rows=ROWS),
             "Nats at equal CPU seconds, linear between the points that were measured:",
             _at_equal_seconds(document),
             f"What it takes to the nats of {scale['steps']} steps on text alone:",

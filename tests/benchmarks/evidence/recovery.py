@@ -23,10 +23,11 @@ from tests.benchmarks.evidence.experiment import Rows
 from tests.benchmarks.evidence.runs import DIGITS, today
 
 UNTRAINED, TEXT, LIVE, CACHED = "cut, untrained", "cut, text alone", "cut, live", "cut, cached"
+RANDOM = "random, text alone"
 METRICS = ("nll", "agreement", "ece")
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 # What the tuning preferred, on other articles
-TEXT_RATE, TEACHER_RATE = 3e-4, 1e-3
+TEXT_RATE, TEACHER_RATE = 1e-3, 1e-3
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,12 @@ class Scale:
     model: str = "SmolLM2-135M"
     layers: int = 10
     length: int = 64
-    batch_size: int = 2
-    steps: int = 50
-    longer: int = 75
-    tuning_steps: int = 20
-    points: tuple[int, ...] = (10, 25, 50, 75)
-    windows: int = 32
+    batch_size: int = 4
+    steps: int = 300
+    longer: int = 450
+    tuning_steps: int = 60
+    points: tuple[int, ...] = (25, 50, 100, 150, 200, 300, 450)
+    windows: int = 64
     samples: int = 50
 
 
@@ -93,6 +94,7 @@ def rows(seed: int, scale: Scale) -> Rows:
         TEXT: Setting(scale, "cut", "text", TEXT_RATE),
         CACHED: Setting(scale, "cut", "cached", TEACHER_RATE),
         LIVE: Setting(scale, "cut", "live", TEACHER_RATE),
+        RANDOM: Setting(scale, "random", "text", TEXT_RATE),
     }
 
 
