@@ -21,7 +21,8 @@ FSDP = {"sharding_strategy": "FULL_SHARD", "mixed_precision": "DEFAULT"}
 KINDS = {
     "mpt": ("text", MPT, "012"),
     "hf": ("finetuning", {}, "012"),
-    "mixed": ("text", MPT | {"init_device": "mixed"}, "2"),
+    "mpt mixed": ("text", MPT | {"init_device": "mixed"}, "2"),
+    "hf mixed": ("finetuning", {"init_device": "mixed"}, "2"),
     "mpt meta": ("text", MPT | {"init_device": "meta"}, "12"),
     "hf meta": ("finetuning", {"init_device": "meta", "pretrained": False}, "12"),
 }

@@ -72,11 +72,12 @@ def test_a_yaml_s_run_on_two_processes_is_that_on_one(home, two, kind, version):
     assert len(set(one["kd"])) == 3  # the student moves
 
 
-def test_a_student_of_mixed_devices_is_cut(two):
+@pytest.mark.parametrize("kind", ["mpt", "hf"])
+def test_a_student_of_mixed_devices_is_cut(two, kind):
     """One rank makes its weights and the other has none until FSDP gives it a share."""
-    found = [two("mixed 2", rank) for rank in (0, 1)]
+    found = [two(f"{kind} mixed 2", rank) for rank in (0, 1)]
     assert found[0] == found[1]
-    assert found[0]["kd"] == pytest.approx(two("mpt 2", 0)["kd"], rel=1e-5)
+    assert found[0]["kd"] == pytest.approx(two(f"{kind} 2", 0)["kd"], rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["mpt", "hf"])
