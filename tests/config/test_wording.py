@@ -86,3 +86,18 @@ def test_a_teacher_of_other_classes(tmp_path):
     with pytest.raises(ValueError, match=r"pass vocab_size: len\(tokenizer\), at most 11"):
         running.fit()
     running.close()
+
+
+def test_an_error_of_the_teacher_itself_stays_in_its_words(tmp_path, monkeypatch):
+    said = "no temperature=2.0 here, and no output_fn=None"
+
+    def refuse(*args, **kwargs):
+        raise ValueError(said)
+
+    model(1).save_pretrained(tmp_path)
+    algorithm = told(tmp_path)
+    monkeypatch.setattr(algorithm.teachers[0].model, "forward", refuse)
+    running = trainer(algorithm)
+    with pytest.raises(ValueError, match=f"^{said}\n"):
+        running.fit()
+    running.close()
