@@ -9,7 +9,6 @@ from composer.loggers import Logger
 from torch import Tensor, nn
 
 from composer_distill.losses import FusedLinearKL
-from composer_distill.notes import reworded
 from composer_distill.schedule import Weight, Window, to_time, weight_now
 from composer_distill.teachers.roster import AnyTeacher, labels_of, to_teachers
 from composer_distill.teachers.sharding import Sharding
@@ -137,8 +136,6 @@ class Distillation(Algorithm):
         >>> algorithm = Distillation(teacher, KLDivergence(temperature=4.0), end_dur=0.5)
     """
 
-    wording: Callable[[str], str] | None = None  # of who built it otherwise than in Python
-
     def __init__(
         self,
         teachers: Teachers,
@@ -225,8 +222,7 @@ class Distillation(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Do what ``event`` asks for; Composer calls this where ``match`` says so."""
-        with reworded(self.wording):
-            self._events.apply(event, state, logger)
+        self._events.apply(event, state, logger)
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain types that tell who the teachers are, for a resumed run to compare."""
@@ -240,8 +236,7 @@ class Distillation(Algorithm):
         Raises:
             ValueError: If they differ and ``verify_teachers`` is set.
         """
-        with reworded(self.wording):
-            compare(state, self._events.peers)
+        compare(state, self._events.peers)
 
     def __repr__(self) -> str:
         """Describe the arguments, without memory addresses."""

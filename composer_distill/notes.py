@@ -1,7 +1,6 @@
 """A note on an error that a function of the user raised: which argument it was."""
 
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,30 +22,6 @@ def noted(argument: str, function: Any, with_what: str = "") -> Iterator[None]:
         name = getattr(function, "__qualname__", None) or type(function).__name__
         add_note(error, f"This was raised by {argument} ({name}){with_what}.")
         raise
-
-
-@contextmanager
-def reworded(wording: Callable[[str], str] | None) -> Iterator[None]:
-    """Say an error about arguments in the words of whoever gave them; its kind stays as it is.
-
-    What models, losses and functions of others raise stays in their words.
-
-    Args:
-        wording: Turns a text that speaks of Python into theirs; None where they speak Python.
-    """
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        told = error.args and isinstance(error.args[0], str)
-        if wording is not None and told and _raised_here(error):
-            error.args = (wording(error.args[0]), *error.args[1:])
-        raise
-
-
-def _raised_here(error: Exception) -> bool:
-    """Tell whether code of this package raised an error."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals.get("__name__", "").partition(".")[0] == __package__
 
 
 def add_note(error: Exception, note: str) -> None:

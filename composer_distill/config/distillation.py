@@ -11,11 +11,9 @@ from torch import Tensor
 from composer_distill.config import names
 from composer_distill.config.reading import Kind, Reader
 from composer_distill.config.teachers import read_teacher
-from composer_distill.config.wording import as_written
 from composer_distill.distillation import Distillation
 from composer_distill.losses import DistillationLoss, FusedLinearKL
 from composer_distill.losses.base import Schedule
-from composer_distill.notes import reworded
 from composer_distill.teachers import Teacher
 from composer_distill.terms.features.term import FeatureTerm
 from composer_distill.terms.judging import TeacherJudge, teacher_confident
@@ -58,14 +56,7 @@ def distillation_from_config(
         >>> algorithm.kd_loss_fn
         KLDivergence(temperature=2.0, dim=-1, reduction='mean')
     """
-    with reworded(_worded):
-        algorithm = READER.build(Distillation, config, path)
-    algorithm.wording = _worded  # errors of the run speak as the configuration does, too
-    return algorithm
-
-
-def _worded(text: str) -> str:
-    return as_written(text, READER)
+    return READER.build(Distillation, config, path)
 
 
 def _named(

@@ -117,10 +117,6 @@ class Reader:
         told = f"{path} must be {self._described(options)}, got {_show(value)}."
         raise TypeError(told + _advice(options, kinds, value))
 
-    def says(self, hint: Any) -> bool:
-        """Return whether any plain value but null is of a type."""
-        return self._described(_alternatives(hint)) not in ("null", "left out")
-
     def _listed(self, option: Any, value: Sequence[Any], path: str) -> Any:
         of, origin = get_args(option), get_origin(option)
         if origin is not tuple:

@@ -164,7 +164,7 @@ def test_a_resumed_run_under_another_teacher_is_refused(home, tmp_path):
     run(taught(home, save_folder=str(tmp_path), save_filename="it.pt"))
     other = {"teachers": {"pretrained_model_name_or_path": home["second"]}}
     path = str(tmp_path / "it.pt")
-    with pytest.raises(ValueError, match="verify_teachers: false"):
+    with pytest.raises(ValueError, match="verify_teachers"):
         run(taught(home, distillation=other, load_path=path, max_duration="4ba"))
 
 
