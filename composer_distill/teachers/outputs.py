@@ -87,6 +87,27 @@ def extract_logits(output: Any, owner: str) -> Tensor:
     return logits
 
 
+def passed_over(output: Any) -> str | None:
+    """Return what to tell where the first of a sequence's tensors is taken, and others are not.
+
+    A detector that answers boxes and scores has its boxes first, and they look like logits.
+
+    Args:
+        output: A model's output, in which :func:`extract_logits` finds logits.
+
+    Example:
+        >>> import torch
+        >>> passed_over((torch.zeros(2, 7, 4), torch.zeros(2, 7, 3)))
+        'the first of [0] (2, 7, 4), [1] (2, 7, 3)'
+        >>> passed_over({"logits": torch.zeros(2, 3), "hidden": torch.zeros(2, 8)})
+    """
+    found = _tensors_of(output)
+    named = isinstance(getattr(output, "logits", None), Tensor)
+    if named or not isinstance(output, Sequence) or len(found) < 2:
+        return None
+    return f"the first of {', '.join(f'{how} {tuple(x.shape)}' for how, x in found.items())}"
+
+
 def names_read(model: nn.Module, batch: Any) -> tuple[str, ...] | None:
     """Return the names of a batch's entries that :func:`call_model` hands to a model, in order.
 

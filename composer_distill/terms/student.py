@@ -9,7 +9,7 @@ from torch import Tensor
 
 from composer_distill.notes import noted
 from composer_distill.teachers.microbatch import Microbatch, select_positions
-from composer_distill.teachers.outputs import extract_logits
+from composer_distill.teachers.outputs import extract_logits, passed_over
 from composer_distill.teachers.roster import AnyTeacher
 from composer_distill.terms.comparison import check_shapes
 from composer_distill.terms.label_maps import check_label_maps
@@ -59,6 +59,7 @@ class StudentReader:
         self._tries = 0
         self._looks = 0
         self._told = False
+        self._asked = False  # whether it is known what the logits were taken from
 
     def prepare(self, state: State, teachers: Sequence[AnyTeacher], labels: Sequence[str]) -> None:
         """Read the student's task, and compare its words and classes with the teachers', at INIT.
@@ -74,7 +75,7 @@ class StudentReader:
         """
         self.task = task_of(state.model)
         self._tries = self._looks = 0
-        self._told = False
+        self._told = self._asked = False
         tokenizer = tokenizer_of(state.model)
         for teacher, label in zip(teachers, labels, strict=True):
             other = tokenizer_of(teacher.model)
@@ -122,7 +123,22 @@ class StudentReader:
         if self._output_fn is not None:
             with noted("student_output_fn", self._output_fn):
                 outputs = self._output_fn(outputs)
-        return extract_logits(outputs, "the student")
+        logits = extract_logits(outputs, "the student")
+        if not self._asked:
+            self._tell_choice(outputs)
+        return logits
+
+    def _tell_choice(self, outputs: Any) -> None:
+        """Warn where one of several tensors is taken by its place alone; once."""
+        self._asked = True
+        if (choice := passed_over(outputs)) is not None:
+            _log.warning(
+                "the student answers a %s, and %s is compared with the teachers' logits. If that "
+                "is another one, choose it: in Distillation(Teacher(teacher, output_fn=choose), "
+                "..., student_output_fn=choose) with choose = lambda output: output[1].",
+                type(outputs).__name__,
+                choice,
+            )
 
     def read(
         self,

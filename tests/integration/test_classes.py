@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from composer_distill import Distillation, KLDivergence
+from composer_distill import Distillation, KLDivergence, Teacher
 from composer_distill.losses import BernoulliKL, CosineEmbedding, LogitMSE
 
 ABOUT_CLASSES = {"agreement", "kl", "student_entropy", "teacher_entropy"}
@@ -107,3 +107,50 @@ def test_labels_that_do_not_exclude_each_other_are_not_logged_as_classes():
     data = images(torch.float32, torch.zeros(8, WIDTH))
     algorithm = Distillation(nn.Linear(6, WIDTH), BernoulliKL())
     assert about_classes(fit(student, algorithm, train_dataloader=data)) == set()
+
+
+class Detector(nn.Module):
+    """A model of two heads that answers boxes and scores, in this order."""
+
+    def __init__(self, seed):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.boxes, self.scores = nn.Linear(6, 4).double(), nn.Linear(6, 3).double()
+
+    def forward(self, inputs):
+        inputs = inputs[:, None].expand(-1, 5, -1)
+        return self.boxes(inputs), self.scores(inputs)
+
+
+class Detecting(ComposerClassifier):
+    def __init__(self, module):
+        super().__init__(module, num_classes=3)
+
+    def loss(self, outputs, batch):
+        return outputs[1].square().mean()
+
+    def get_metrics(self, is_train=False):
+        return {}
+
+
+def test_the_first_of_several_tensors_is_not_taken_in_silence(caplog):
+    algorithm = Distillation(Detector(2), KLDivergence(1.0))
+    fit(Detecting(Detector(1)), algorithm, train_dataloader=images())
+    told = "the first of [0] (8, 5, 4), [1] (8, 5, 3) is compared with the teachers' logits"
+    assert caplog.text.count(told) == 1
+    assert "choose = lambda output: output[1]" in caplog.text
+
+
+def test_what_was_chosen_of_several_tensors_is_not_told_of(caplog):
+    def choose(output):
+        return output[1]
+
+    algorithm = Distillation(
+        Teacher(Detector(2), output_fn=choose), KLDivergence(1.0), student_output_fn=choose
+    )
+    student = Detector(1)
+    fit(Detecting(student), algorithm, train_dataloader=images())
+    assert "the first of" not in caplog.text
+    assert torch.equal(student.boxes.weight, Detector(1).boxes.weight)  # no loss reads them
+    assert not torch.equal(student.scores.weight, Detector(1).scores.weight)

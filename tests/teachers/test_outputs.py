@@ -9,6 +9,7 @@ from torch import nn
 from composer_distill.teachers.outputs import (
     call_model,
     extract_logits,
+    passed_over,
 )
 
 LOGITS = torch.zeros(2, 3)
@@ -82,6 +83,21 @@ def test_several_tensors_are_named_with_the_line_that_chooses(output, listed, ch
     assert line in str(error.value)
     assert "output_fn=choose), ..., student_output_fn=choose)" in str(error.value)
     assert extract_logits(eval(f"lambda output: {choice}")(output), "the student") is not None
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        (LOGITS, None),
+        ({"logits": LOGITS, "hidden": torch.ones(2)}, None),
+        (Inception(LOGITS, torch.ones(2, 3)), None),
+        ((torch.tensor(1.0), LOGITS, None), None),
+        ((torch.tensor(1.0), LOGITS, torch.ones(2, 5)), "the first of [1] (2, 3), [2] (2, 5)"),
+        (Heads(torch.ones(2, 7, 4), LOGITS), "the first of [0] (2, 7, 4), [1] (2, 3)"),
+    ],
+)
+def test_a_choice_by_place_alone_is_told(output, told):
+    assert passed_over(output) == told
 
 
 @pytest.mark.parametrize("kind", [dict, SimpleNamespace], ids=["mapping", "object"])
