@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 
 from tests.benchmarks.evidence.experiment import Document, Experiment, Rows, main
 from tests.benchmarks.evidence.other_task_runs import FAST, Scale, Setting, missing, run
-from tests.benchmarks.evidence.plots import ALONE, DISTILLED, GREY, dots, panels
+from tests.benchmarks.evidence.plots import ALONE, DISTILLED, GREY, dots, legend_below, panels
 from tests.benchmarks.evidence.tables import compare, level, rows_of, setting_of, table
 
-GRID = (3e-3, 1e-2, 3e-2)
+GRID = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 # The best of the grid's rows, which a test compares with them
-RATES = {"few alone": 3e-3, "few hint": 3e-3, "many alone": 3e-2, "many hint": 1e-2}
+RATES = {"few alone": 1e-3, "few hint": 1e-3, "many alone": 3e-2, "many hint": 1e-2}
 TUNING, SMOOTHING = "tuning, ", 0.1
 WAYS = ("hint", "SP", "RKD")
 
@@ -98,7 +98,7 @@ def draw(document: Document) -> Figure:
         label = "linear classifier on the teacher's features"
         each.axvline(100 * probe["accuracy"], color=GREY, linestyle="--", label=label)
         each.set_title(f"{amount}: test accuracy % (higher is better)", fontsize=10)
-        each.legend(frameon=False, fontsize=7)
+    legend_below(figure, axes[0])
     return figure
 
 
@@ -108,7 +108,7 @@ EXPERIMENT = Experiment(
     show,
     draw,
     run=run,
-    seeds=2,
+    seeds=3,
     scales=(Scale(), FAST),
     packages=("mosaicml", "torch", "scikit-learn"),
     missing=lambda scale, folder: missing(),
