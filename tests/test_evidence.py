@@ -10,18 +10,22 @@ from statistics import mean
 import pytest
 import torch
 
+from composer_distill import copy_matching
+
 ROOT = Path(__file__).parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # as `python -m tests.benchmarks.evidence.…` has it
 
 from tests.benchmarks.evidence import (  # noqa: E402
     classes,
+    copied_blocks,
     dark_knowledge,
     expect,
     fashion,
     other_task,
     prune_recover,
     recovery,
+    teacher_windows,
     tuning,
 )
 from tests.benchmarks.evidence import runs as settings  # noqa: E402
@@ -130,6 +134,17 @@ def rows(experiment, seed):
         ("other_teachers", "a teacher for each half: averaged", "accuracy", "87.9 % averaged"),
         ("other_teachers", "poor teacher: where above 0.5", "nll", "alone 0.096"),
         ("other_teachers", "poor teacher: all answers", "nll", "all of them 1.407"),
+        ("teacher_windows", "assistant, then large", "accuracy", "(97.62 % and"),
+        ("teacher_windows", "large", "accuracy", "and 97.49 %)"),
+        ("teacher_windows", "large, then assistant", "accuracy", "worse (96.81 %)"),
+        ("teacher_windows", "assistant", "accuracy", "worst (96.61 %)"),
+        ("teacher_windows", "assistant, then large", "step_cpu_ms", "take 6.0 ms"),
+        ("teacher_windows", "mean of both", "step_cpu_ms", "throughout 7.6."),
+        ("copied_blocks", "copied, untrained", "accuracy", "(13.0 %)"),
+        ("copied_blocks", "short: copied, alone", "accuracy", "batches 74.0 %"),
+        ("copied_blocks", "short: random, alone", "accuracy", "against 62.0 %"),
+        ("copied_blocks", "long: copied, alone", "accuracy", "150 77.5 %"),
+        ("copied_blocks", "long: random, alone", "accuracy", "against 73.6 %"),
         ("fashion", "medium: mean of 3", "accuracy", "bring 88.5 %"),
         ("fashion", "medium: alone", "accuracy", "against 88.1 % alone"),
         ("fashion", "medium: twice as long", "accuracy", "as long 89.4 %"),
@@ -215,14 +230,16 @@ def test_both_sides_use_what_the_tuning_preferred():
 
 
 @pytest.mark.parametrize(
-    "module", [fashion, other_task, classes], ids=["fashion", "other_task", "classes"]
+    "module",
+    [fashion, other_task, classes, copied_blocks],
+    ids=["fashion", "other_task", "classes", "copied_blocks"],
 )
 def test_students_of_real_data_use_what_the_tuning_preferred(module):
     document = load(PAGES / f"{module.EXPERIMENT.name}.json")
     for kind, rate in module.RATES.items():
         grid = [row for row in rows_of(document) if row.startswith(f"{module.TUNING}{kind}:")]
         assert len(grid) == len(module.GRID)
-        found = min(grid, key=lambda row: values(document, row, "nll")[0])
+        found = min(grid, key=lambda row: mean(values(document, row, "nll")))
         assert found == f"{module.TUNING}{kind}: {rate:g}"
 
 
@@ -353,3 +370,56 @@ def test_the_start_quotes_what_longer_training_and_the_teacher_come_to(page):
     assert f"{mean(point['nll'] for point in longest):.3f}" in text
     (teacher,) = document["teachers"].values()
     assert f"{teacher['nll']:.3f}" in text
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "row", "metric", "number"),
+    [
+        ("several-teachers", "teacher_windows", "assistant, then large", "accuracy", "97.62"),
+        ("several-teachers", "teacher_windows", "assistant, then large", "nll", "0.089"),
+        ("several-teachers", "teacher_windows", "large", "accuracy", "97.49"),
+        ("several-teachers", "teacher_windows", "large", "nll", "0.088"),
+        ("several-teachers", "teacher_windows", "large, then assistant", "accuracy", "96.81"),
+        ("several-teachers", "teacher_windows", "large, then assistant", "nll", "0.103"),
+        ("several-teachers", "teacher_windows", "assistant", "accuracy", "96.61"),
+        ("several-teachers", "teacher_windows", "assistant", "nll", "0.111"),
+        ("several-teachers", "teacher_windows", "alone", "accuracy", "97.42"),
+        ("several-teachers", "teacher_windows", "alone", "nll", "0.082"),
+        ("several-teachers", "teacher_windows", "assistant, then large", "step_cpu_ms", "6.0"),
+        ("several-teachers", "teacher_windows", "mean of both", "step_cpu_ms", "7.6"),
+        ("student", "copied_blocks", "copied, untrained", "accuracy", "13.05"),
+        ("student", "copied_blocks", "short: copied, alone", "accuracy", "74.00"),
+        ("student", "copied_blocks", "short: random, alone", "accuracy", "62.02"),
+        ("student", "copied_blocks", "short: copied, distilled", "accuracy", "70.87"),
+        ("student", "copied_blocks", "long: copied, alone", "accuracy", "77.54"),
+        ("student", "copied_blocks", "long: random, alone", "accuracy", "73.64"),
+        ("student", "copied_blocks", "long: copied, distilled", "accuracy", "76.67"),
+    ],
+)
+def test_a_how_to_quotes_the_json(page, name, row, metric, number):
+    text = (DOCS / f"how-to-{page}.md").read_text("utf-8")
+    (told,) = (part for part in text.split("\n\n") if f"evidence/{name}.md" in part)
+    assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", told)
+    places = len(number.partition(".")[2])
+    assert f"{mean(values(load(PAGES / f'{name}.json'), row, metric)):.{places}f}" == number
+
+
+def test_a_shallow_student_finds_all_of_itself_in_the_deep_teacher():
+    teacher = copied_blocks.make_model(copied_blocks.WIDTH, copied_blocks.TEACHER_BLOCKS, 0)
+    report = copy_matching(copied_blocks.make_model(copied_blocks.WIDTH, 1, 1), teacher)
+    assert report.missing == report.unlike == ()
+    assert {".".join(name.split(".")[1:4]) for name in report.unused} == {
+        f"stages.{stage}.{block}" for stage in (0, 1, 2) for block in (1, 2)
+    }
+
+
+def test_the_time_of_a_step_is_told_for_each_half():
+    clock = [0.0, 1.0, 2.0, 3.0, 5.0, 7.0, 9.0, 11.0]
+    found = teacher_windows.step_means(clock)
+    assert found == pytest.approx(
+        {
+            "step_cpu_ms": 11000 / 7,
+            "first_half_step_cpu_ms": 1000,
+            "second_half_step_cpu_ms": 2000,
+        }
+    )

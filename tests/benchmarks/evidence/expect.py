@@ -130,6 +130,18 @@ QUESTIONS = (
         "accuracy",
     ),
     Question(
+        "an assistant as the teacher; against the large one it learned from",
+        "teacher_windows",
+        "large",
+        "assistant",
+    ),
+    Question(
+        "the assistant first, the large one from half on; against the large one throughout",
+        "teacher_windows",
+        "large",
+        "assistant, then large",
+    ),
+    Question(
         "characters: the teacher's layers copied, no distillation",
         "copied_layers",
         "random, alone",
@@ -137,6 +149,27 @@ QUESTIONS = (
     ),
     Question("characters: random weights", "copied_layers", "random, alone", "random, distilled"),
     Question("characters: copied layers", "copied_layers", "copied, alone", "copied, distilled"),
+    Question(
+        "clothes: the teacher's blocks by name, no distillation, 50 batches",
+        "copied_blocks",
+        "short: random, alone",
+        "short: copied, alone",
+        "accuracy",
+    ),
+    Question(
+        "the same, 150 batches",
+        "copied_blocks",
+        "long: random, alone",
+        "long: copied, alone",
+        "accuracy",
+    ),
+    Question(
+        "the same, 150 batches: copied blocks, distilled; against copied alone",
+        "copied_blocks",
+        "long: copied, alone",
+        "long: copied, distilled",
+        "accuracy",
+    ),
     Question(
         "Fashion-MNIST, 550 labels and unlabelled images; the teacher saw the same labels",
         "fashion",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.benchmarks.evidence import (
     classes,
+    copied_blocks,
     copied_layers,
     dark_knowledge,
     efficiency,
@@ -24,6 +25,7 @@ from tests.benchmarks.evidence import (
     prune_recover,
     sampling,
     scheduling,
+    teacher_windows,
     temperature,
     tuning,
 )
@@ -41,7 +43,9 @@ EXPERIMENTS = [
         few_labels,
         temperature,
         other_teachers,
+        teacher_windows,
         copied_layers,
+        copied_blocks,
         fashion,
         prune_recover,
         other_task,
