@@ -89,13 +89,24 @@ def train(
     seed: int,
     distillation: Distillation | None = None,
 ) -> float:
-    """Train a model in place, and return the CPU seconds that it took."""
+    """Train a model in place on windows of a text, and return the CPU seconds that it took."""
     generator = torch.Generator().manual_seed(seed)
     starts = torch.randint(len(text) - CONTEXT, (steps * 32,), generator=generator)
+    return fit(model, Windows(text, starts), seed, distillation)
+
+
+def fit(
+    model: HuggingFaceModel,
+    windows: Dataset,
+    seed: int,
+    distillation: Distillation | None = None,
+) -> float:
+    """Train a model in place, once over all windows, and return the CPU seconds that it took."""
+    loader = DataLoader(windows, batch_size=32)
     trainer = Trainer(
         model=model,
-        train_dataloader=DataLoader(Windows(text, starts), batch_size=32),
-        max_duration=f"{steps}ba",
+        train_dataloader=loader,
+        max_duration=f"{len(loader)}ba",
         optimizers=torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01),
         schedulers=CosineAnnealingWithWarmupScheduler(t_warmup="20ba", alpha_f=0.1),
         algorithms=distillation,

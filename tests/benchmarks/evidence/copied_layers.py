@@ -5,27 +5,18 @@
 Text, models and training are those of ``docs/examples/student_from_teacher.py``.
 """
 
-import json
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from composer.models import HuggingFaceModel
 from matplotlib.figure import Figure
 
-from composer_distill import Distillation, KLDivergence, student_from_teacher
+from composer_distill import student_from_teacher
 from tests.benchmarks.evidence.experiment import Document, Experiment, Rows, main
 from tests.benchmarks.evidence.plots import ALONE, DISTILLED, GREY, OTHER, panels
-from tests.benchmarks.evidence.runs import DIGITS, today
+from tests.benchmarks.evidence.students import by_logits, corpus, measured, taught, text
 from tests.benchmarks.evidence.tables import compare, rows_of, values
-
-EXAMPLES = Path(__file__).parents[3] / "docs" / "examples"
-if str(EXAMPLES) not in sys.path:
-    sys.path.append(str(EXAMPLES))
-
-import causal_language_model as text  # noqa: E402
 
 UNTRAINED, BASE = "copied, untrained", "random, alone"
 
@@ -77,34 +68,22 @@ def rows(seed: int, scale: Scale) -> Rows:
 
 def run(setting: Setting, seed: int, folder: Path) -> dict[str, Any]:
     """Train one student and return what was measured."""
-    train, held_out, vocabulary = text.load_text()
-    teacher = taught(setting, folder)
-    student = text.make_model(vocabulary, layers=2, width=setting.scale.width, seed=seed)
+    train, held_out, vocabulary = corpus()
+    scale = setting.scale
+    teacher = taught(
+        text.make_model(vocabulary, layers=6, width=scale.width, seed=0),
+        folder / "teachers" / f"{setting.teacher}.pt",
+        lambda model: text.train(model, train, scale.teacher_steps, seed=0),
+        lambda model: text.nats(model, held_out),
+    )
+    student = text.make_model(vocabulary, layers=2, width=scale.width, seed=seed)
     if setting.copied:
         student = HuggingFaceModel(student_from_teacher(teacher, layers=2))
     seconds = 0.0
     if setting.steps:
-        loss = KLDivergence(temperature=1.0)
-        term = Distillation(teacher, loss, 1.0, 0.0, telemetry=False) if setting.distilled else None
+        term = by_logits(teacher) if setting.distilled else None
         seconds = text.train(student, train, setting.steps, seed, term)
-    numbers = {"nll": text.nats(student, held_out), "cpu_seconds": seconds}
-    return {"date": today(), **{name: round(value, DIGITS) for name, value in numbers.items()}}
-
-
-def taught(setting: Setting, folder: Path) -> HuggingFaceModel:
-    """Return the teacher, trained now if it is not there."""
-    train, held_out, vocabulary = text.load_text()
-    model = text.make_model(vocabulary, layers=6, width=setting.scale.width, seed=0)
-    weights = folder / "teachers" / f"{setting.teacher}.pt"
-    if weights.exists():
-        model.load_state_dict(torch.load(weights, weights_only=True))
-        return model
-    seconds = text.train(model, train, setting.scale.teacher_steps, seed=0)
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    record = {"nll": round(text.nats(model, held_out), DIGITS), "cpu_seconds": round(seconds, 1)}
-    weights.with_suffix(".json").write_text(json.dumps(record))
-    torch.save(model.state_dict(), weights)
-    return model
+    return measured(text.nats(student, held_out), seconds)
 
 
 def show(document: Document) -> str:
