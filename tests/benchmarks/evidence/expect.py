@@ -171,6 +171,42 @@ QUESTIONS = (
         "accuracy",
     ),
     Question(
+        "a Llama's neurons halved, untrained: by importance; against by chance",
+        "cut_students",
+        "neurons, chance: untrained",
+        "neurons, importance: untrained",
+    ),
+    Question(
+        "the same, after 100 batches of text",
+        "cut_students",
+        "neurons, chance: alone",
+        "neurons, importance: alone",
+    ),
+    Question(
+        "a Llama's layers halved, 100 batches: by importance; against even distances",
+        "cut_students",
+        "layers, even: alone",
+        "layers, importance: alone",
+    ),
+    Question(
+        "the same at even distances: logits; against text",
+        "cut_students",
+        "layers, even: alone",
+        "layers, even: distilled",
+    ),
+    Question(
+        "a T5's decoder halved, 100 batches: the teacher's weights; against random ones",
+        "cut_encoder_decoder",
+        "half the decoder, random weights: alone",
+        "half the decoder: alone",
+    ),
+    Question(
+        "the same, the teacher's weights: logits; against text",
+        "cut_encoder_decoder",
+        "half the decoder: alone",
+        "half the decoder: distilled",
+    ),
+    Question(
         "Fashion-MNIST, 550 labels and unlabelled images; the teacher saw the same labels",
         "fashion",
         f"{ONE_PERCENT}alone",

@@ -130,7 +130,7 @@ def levels(document: Document) -> str:
 
 
 def picture(document: Document, more: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw students' nats, untrained and trained.
+    """Draw students' nats, untrained and trained; trained random weights beside the untrained.
 
     Args:
         document: Whose rows are called ``"STUDENT: untrained"`` and so on.
@@ -142,15 +142,20 @@ def picture(document: Document, more: Mapping[str, Sequence[float]]) -> Figure:
     for place, student in enumerate(reversed(students)):
         bars = more.get(student, ())
         axes[0].plot(bars, [place] * len(bars), "|", color=plots.GREY, alpha=0.6, markersize=9)
+        copied = f"{student}: {UNTRAINED}" in rows_of(document)
         for learns, (panel, colour, marker, above) in _STYLES.items():
             if (name := f"{student}: {learns}") in rows_of(document):
                 found = values(document, name, "nll")
                 height = [place + above] * len(found)
-                axes[panel].plot(found, height, marker, color=colour, alpha=0.6)
+                axes[panel * copied].plot(found, height, marker, color=colour, alpha=0.6)
     for each in axes:
         each.axvline(teacher["nll"], color=plots.GREY, linestyle="--", linewidth=1.2)
         each.set_yticks(range(len(students)), list(reversed(students)), fontsize=8)
+        each.locator_params(axis="x", nbins=6)
+        each.tick_params(axis="x", labelsize=8)
+        each.set_ylim(-0.6, len(students) - 0.4)
         each.set_xlabel("nats a character, lower is better (dashed: the teacher)", fontsize=9)
-    axes[0].set_title("Untrained" + " (bars: more by chance)" * bool(more), fontsize=10)
-    axes[1].set_title("Trained: squares alone, dots distilled", fontsize=10)
+    bars = ", bars: more by chance" * bool(more)
+    axes[0].set_title(f"Diamonds: untrained{bars}; trained random weights", fontsize=9)
+    axes[1].set_title("Trained (squares: alone, dots: distilled)", fontsize=9)
     return figure
