@@ -55,12 +55,20 @@ class Window:
         """Return whether the window has closed, and no later batch of this training is inside."""
         return _reached(self.end, state)
 
-    def is_idle(self, state: State) -> bool:
-        """Return whether no batch of this training lies inside, as far as units can be compared."""
-        for end in (self.end, Time(1.0, TimeUnit.DURATION)):
-            start, bound = _comparable(self.start, end, state)
-            if start is not None and bound is not None and start >= bound:
-                return True
+    def is_idle(self, state: State, within: "Window | None" = None) -> bool:
+        """Return whether no batch of this training lies inside, as far as units can be compared.
+
+        Args:
+            state: The Trainer's state.
+            within: Another window, inside of which the batch must lie too.
+        """
+        both = [self] if within is None else [self, within]
+        ends = [window.end for window in both] + [Time(1.0, TimeUnit.DURATION)]
+        for start in (window.start for window in both):
+            for end in ends:
+                first, bound = _comparable(start, end, state)
+                if first is not None and bound is not None and first >= bound:
+                    return True
         return False
 
     def check(self, state: State) -> None:

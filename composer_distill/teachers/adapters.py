@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from operator import attrgetter
 from typing import Any
 
 from composer.core import State, Time
@@ -19,7 +18,7 @@ from composer_distill.teachers.splitting import shallow_copy
 from composer_distill.teachers.teacher import Extract, Forward, Teacher
 
 _SWITCH = "_disable_adapters"  # of PEFT's layers: their own setter moves requires_grad too
-_SAVED = "modules_to_save"  # of copies of whole modules, which name nothing as theirs before 0.18
+_WRAPPED = ("base_layer", "original_module")  # what PEFT's layers and whole copies stand around
 
 
 class AdapterFreeTeacher(Teacher):
@@ -176,9 +175,12 @@ def check_adapters(model: nn.Module, label: str) -> None:
             )
 
 
-def _own(layer: Any) -> Iterator[nn.Parameter]:
-    """Yield the parameters of a layer that are its adapters' own."""
-    named = [attrgetter(path)(layer) for path in getattr(layer, "adapter_layer_names", ())]
-    for part in named or [dict(layer.named_children()).get(_SAVED)]:
-        if isinstance(part, (nn.Module, nn.ParameterDict)):
-            yield from part.parameters()
+def _own(layer: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the parameters of a layer that are its adapters' own: all but those of what it wraps.
+
+    PEFT's layers list their adapters' parts too, but not all that trains (AdaLoRA's ``ranknum``).
+    """
+    children = [pair for module in layer.modules() for pair in module.named_children()]
+    wrapped = [module for name, module in children if name in _WRAPPED]
+    base = {id(parameter) for module in wrapped for parameter in module.parameters()}
+    yield from (parameter for parameter in layer.parameters() if id(parameter) not in base)

@@ -31,11 +31,12 @@ class EMATeacher(Teacher):
     single precision with autocast, as Composer's ``precision`` does.
 
     Args:
-        decay: In [0, 1): how much of the mean stays at an update.
+        decay: In [0, 1): how much of the mean stays at an update. :class:`Snapshot` has 1.
         update_every: How many batches lie between updates, as a Composer time in batches.
         warmup: Begins with a smaller decay, ``(1 + n) / (warmup + n)`` after n updates, until that
             reaches ``decay``; 0 for none.
-        start_dur: First moment at which it answers; until then it does not exist.
+        start_dur: First moment at which it answers; until then it does not exist. Where the window
+            of ``Distillation`` opens later it is averaged meanwhile, and answers from there on.
         end_dur: First moment at which it no longer answers or changes.
         name: What logs and errors call it.
         weight: Its share when several teachers are combined, or a schedule.
@@ -97,7 +98,8 @@ class Snapshot(EMATeacher):
     """The student as it is at ``start_dur``, which teaches it from then on (born again).
 
     Args:
-        start_dur: When it is taken, and first answers.
+        start_dur: When it is taken, and first answers; where the window of ``Distillation`` opens
+            later, then.
         end_dur: First moment at which it no longer answers.
         name: What logs and errors call it.
         weight: Its share when several teachers are combined, or a schedule.
@@ -119,7 +121,8 @@ class Snapshot(EMATeacher):
         name: str = "snapshot of the student",
         weight: Weight = 1.0,
     ) -> None:
-        super().__init__(decay=1.0, start_dur=start_dur, end_dur=end_dur, name=name, weight=weight)
+        super().__init__(start_dur=start_dur, end_dur=end_dur, name=name, weight=weight)
+        self.decay = 1.0
 
 
 class MovingAverage(LiveTeacher):
@@ -163,10 +166,22 @@ class MovingAverage(LiveTeacher):
         self.teacher.model = copy.deepcopy(bare(state.model))
         super().prepare(state, sharding if state.fsdp_config is None else "sharded")
 
-    def follow(self, state: State) -> None:
-        """Begin with the student's weights, or move towards them."""
+    @property
+    def exists(self) -> bool:
+        """Whether it has been made of the student yet."""
+        return self._begun is not None
+
+    def follow(self, state: State, *, acting: bool) -> None:
+        """Begin with the student's weights, or move towards them.
+
+        Args:
+            state: The Trainer's state.
+            acting: Whether distillation acts on the next batch; what never moves begins with that.
+        """
         batch = int(state.timestamp.batch)
         if batch == self._seen or not self.window.contains(state):
+            return
+        if self._begun is None and self.teacher.decay == 1.0 and not acting:
             return
         self._seen = batch
         if self._begun is None:
@@ -183,7 +198,8 @@ class MovingAverage(LiveTeacher):
         theirs = _tensors(student)
         for name, tensor in _tensors(self.teacher.model).items():
             own, new = local(tensor), local(theirs[name])
-            if name in parameters and own.is_floating_point() and decay > 0.0:
+            is_mean = own.is_floating_point() or own.is_complex()
+            if name in parameters and is_mean and decay > 0.0:
                 own.lerp_(new.to(own), 1.0 - decay)
             else:
                 own.copy_(new)
@@ -233,8 +249,11 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _checked_decay(decay: Any) -> float:
     number = isinstance(decay, Real) and not isinstance(decay, bool)
-    if not number or not 0.0 <= float(decay) <= 1.0:
-        raise ValueError(f"decay must lie between 0 and 1, got {decay!r}. Use 0.999.")
+    if not number or not 0.0 <= float(decay) < 1.0:
+        raise ValueError(
+            f"decay must be at least 0 and below 1, got {decay!r}. Use 0.999, or Snapshot for one "
+            "that never moves."
+        )
     return float(decay)
 
 

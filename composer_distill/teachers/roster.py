@@ -114,6 +114,26 @@ def check_apart(
                 )
 
 
+def check_followed_once(instances: Sequence[Sequence[AnyTeacher]]) -> None:
+    """Refuse a teacher that is made of the student in two instances: each would move its weights.
+
+    Args:
+        instances: The teachers of each ``Distillation`` of a Trainer.
+
+    Raises:
+        ValueError: Naming the teacher.
+    """
+    seen: set[int] = set()
+    for teachers in instances:
+        for teacher, label in zip(teachers, labels_of(teachers), strict=True):
+            if isinstance(teacher, EMATeacher) and id(teacher) in seen:
+                raise ValueError(
+                    f"{label}: one {type(teacher).__name__} stands in two instances of "
+                    "Distillation, and each would move its weights. Build one for each."
+                )
+            seen.add(id(teacher))
+
+
 def check_alike_on_ranks(identities: Sequence[str], labels: Sequence[str]) -> None:
     """Refuse teachers that are not the same on every rank; every rank must ask.
 

@@ -66,7 +66,12 @@ class Early(Protocol):
 class Follower(Protocol):
     """A source that looks at the student between batches, because it is made of it."""
 
-    def follow(self, state: State) -> None:
+    @property
+    def exists(self) -> bool:
+        """Whether it has been made of the student yet; until then it can't answer."""
+        ...
+
+    def follow(self, state: State, *, acting: bool) -> None:
         """Look at the student as the next batch will find it: at FIT_START and at BATCH_END."""
         ...
 
@@ -77,3 +82,8 @@ class Follower(Protocol):
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on where the run that wrote ``saved`` stopped."""
         ...
+
+
+def absent(source: Source) -> bool:
+    """Return whether a source is yet to be made of the student."""
+    return isinstance(source, Follower) and not source.exists

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from composer_distill.losses import FusedLinearKL
+from composer_distill.losses import BernoulliKL, FusedLinearKL
 from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.terms.narrowing import check_is_mean, narrowed
 
@@ -20,8 +20,8 @@ class TeacherJudge:
     """Says at which positions a teacher's answer is good enough to learn from.
 
     As ``Distillation(mask_fn=...)``. A position where it is not counts as one where the student
-    already agrees: it adds 0 to the mean over all positions that count. So the loss is the same
-    for every microbatch size, and it falls with the share of positions that are left out, which is
+    already agrees: it adds 0 to the mean over all positions that count. So microbatches weigh as
+    they do without a judge, and the loss falls with the share that is left out; what counts is
     logged as ``distillation/judged_good``. Several teachers are judged by their combined target.
 
     Args:
@@ -113,7 +113,7 @@ def check_mask_fn(mask_fn: Any) -> Any:
 
 
 def check_judged(judge: TeacherJudge | None, kd_loss_fn: Any) -> None:
-    """Refuse a judge of answers where no answer is ever whole, or the loss is no mean.
+    """Refuse a judge where no answer is ever whole, classes are independent, or there is no mean.
 
     Raises:
         ValueError: If there is one.
@@ -124,5 +124,10 @@ def check_judged(judge: TeacherJudge | None, kd_loss_fn: Any) -> None:
         raise ValueError(
             f"mask_fn={judge} judges a teacher's logits, which FusedLinearKL never has. "
             "Use KLDivergence."
+        )
+    if isinstance(kd_loss_fn, BernoulliKL):
+        raise ValueError(
+            f"mask_fn={judge} judges by the likeliest of classes that exclude each other, and "
+            "BernoulliKL's do not. Leave mask_fn out, or pass KLDivergence if they do."
         )
     check_is_mean(kd_loss_fn, f"mask_fn={judge}")

@@ -7,11 +7,11 @@ import torch
 from composer.core import State
 from torch import Tensor
 
-from composer_distill.schedule import ALWAYS, weight_now
+from composer_distill.schedule import ALWAYS, Window, weight_now
 from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.teachers.roster import AnyTeacher, at_work, labels_of, made_of_student
 from composer_distill.teachers.sharding import Sharding
-from composer_distill.teachers.source import Early, Follower
+from composer_distill.teachers.source import Early, Follower, absent
 from composer_distill.teachers.stopwatch import Stopwatch
 from composer_distill.terms.combining import mean_logits, mean_probabilities
 from composer_distill.terms.routing import check_sharded, routing_of
@@ -79,10 +79,10 @@ class TeacherPanel:
         if self.routing is not None:
             check_sharded(self.sources)
 
-    def follow(self, state: State) -> None:
+    def follow(self, state: State, *, acting: bool) -> None:
         """Let the teachers that are made of the student look at it, between batches."""
         for follower in self.followers.values():
-            follower.follow(state)
+            follower.follow(state, acting=acting)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the teachers that are made of the student need in a resumed run."""
@@ -113,6 +113,16 @@ class TeacherPanel:
         for window in self.windows:
             window.check(state)
 
+    def idle(self, state: State, window: Window) -> list[str]:
+        """Return what logs call the teachers that no batch of this training will ask.
+
+        Args:
+            state: The Trainer's state.
+            window: In which distillation acts at all.
+        """
+        windows = zip(self.labels, self.windows, strict=True)
+        return [label for label, own in windows if own.is_idle(state, within=window)]
+
     def settle(self, state: State | None = None, *, keep: bool = False) -> None:
         """Bring the teachers back to the device, if they had left it; let those go that are done.
 
@@ -137,11 +147,13 @@ class TeacherPanel:
 
         Args:
             batch: Its number.
-            everyone: Whether all answer, whatever their windows, with their weights where these are
-                numbers; for evaluations.
+            everyone: Whether all that exist answer, whatever their windows, with their weights
+                where these are numbers; for evaluations.
         """
         if everyone or self._weights is None:
-            weights = [1.0 if callable(s.weight) else s.weight for s in self.sources]
+            weights = [
+                0.0 if absent(s) else 1.0 if callable(s.weight) else s.weight for s in self.sources
+            ]
         else:
             weights = self._weights
         indices = [index for index, weight in enumerate(weights) if weight > 0.0]

@@ -27,8 +27,8 @@ from composer_distill.terms.task import IGNORED_LABEL, Task
 class TeacherEvaluation:
     """One evaluation set: agreement and KL with the teachers, and their values of its metrics.
 
-    All teachers answer, combined by their weights as in training; each keeps a copy of every metric
-    of the student's.
+    All teachers that exist answer, combined by their weights as in training; each keeps a copy of
+    every metric of the student's.
 
     Args:
         term: Knows the teachers and how to read the student's output.
@@ -39,15 +39,19 @@ class TeacherEvaluation:
         self._metrics: list[dict[str, Metric]] = []
         self._sums: Tensor | None = None
         self._seen = 0
+        self._everyone: list[tuple[int, float]] = []  # who exists, and its share
 
     def start(self, state: State, logger: Logger) -> None:
         """EVAL_START: begin a set."""
         metrics = state.eval_metrics.get(str(state.dataloader_label), {})
         self._metrics = [_fresh(metrics, state) for _ in self._term.panel.teachers]
+        self._everyone = self._term.panel.draw(0, everyone=True)
         self._sums, self._seen = None, 0
 
     def update(self, state: State, logger: Logger) -> None:
         """EVAL_AFTER_FORWARD: the teachers answer the microbatch that the student answered."""
+        if not self._everyone:
+            return
         term, (view, task) = self._term, _with_labels(state, self._term.reader.task)
         # Teachers answer every position, whatever is compared, for their own metrics
         microbatch = replace(term.read(view, state.outputs, task), selects=False)
@@ -59,9 +63,8 @@ class TeacherEvaluation:
             if not padding:
                 self._update_metrics(index, logits, state)
 
-        everyone = term.panel.draw(0, everyone=True)
         asked = replace(microbatch, view=shallow_copy(state.batch))
-        target = term.target(everyone, asked, state, watch)
+        target = term.target(self._everyone, asked, state, watch)
         term.forget()  # nothing asks for what it noted of this
         term.panel.forget()
         if microbatch.classes and not (padding or microbatch.empty):
@@ -90,7 +93,8 @@ class TeacherEvaluation:
         if positions:
             results[f"metrics/{label}/teacher_agreement"] = agreement / positions
             results[f"metrics/{label}/teacher_kl"] = kl / positions
-        for index, metrics in enumerate(self._metrics):
+        for index in sorted(index for index, _ in self._everyone):
+            metrics = self._metrics[index]
             owner = "teacher" if len(self._metrics) == 1 else f"teacher_{index}"
             for name, metric in metrics.items():
                 value = metric.compute()

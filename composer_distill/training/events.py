@@ -10,7 +10,12 @@ from composer.loggers import Logger
 from torch import nn
 
 from composer_distill.schedule import Weight, Window, weight_now
-from composer_distill.teachers.roster import AnyTeacher, check_alike_on_ranks, check_apart
+from composer_distill.teachers.roster import (
+    AnyTeacher,
+    check_alike_on_ranks,
+    check_apart,
+    check_followed_once,
+)
 from composer_distill.teachers.sharding import Sharding
 from composer_distill.teachers.splitting import shallow_copy
 from composer_distill.terms.panel import TeacherPanel
@@ -162,6 +167,7 @@ class EventHandlers:
         self._inside = None
         found = [_handlers_of(algorithm) for algorithm in state.algorithms]
         self.peers = [handlers for handlers in found if handlers is not None]
+        check_followed_once([peer._settings.teachers for peer in self.peers])
         self._book.position = self.position
         keep_under_one_name(state, self.peers)
         # MixUp and CutMix may re-blend the loss at BEFORE_BACKWARD: then the term joins after them
@@ -178,12 +184,13 @@ class EventHandlers:
         self._panel.check(state)
         self._book.forget()  # a fit that was interrupted in a batch may have left something
         self._forget_batch()
-        self._panel.follow(state)
-        if settings.window.is_idle(state):
+        self._panel.follow(state, acting=settings.window.contains(state))
+        idle = [repr(settings)] if settings.window.is_idle(state) else []
+        for name in idle or self._panel.idle(state, settings.window):
             _log.warning(
-                "%s will not act in this training: start_dur lies at or behind its end_dur or the "
-                "end of training. Give an earlier start_dur.",
-                settings,
+                "%s will not act in this training: its start_dur lies at or behind an end_dur or "
+                "the end of training. Give an earlier start_dur.",
+                name,
             )
 
     def _start_pass(self, state: State, logger: Logger) -> None:
@@ -263,7 +270,7 @@ class EventHandlers:
 
     def _log(self, state: State, logger: Logger) -> None:
         """BATCH_END: log one value a batch, the same on every rank."""
-        self._panel.follow(state)
+        self._panel.follow(state, acting=self._settings.window.contains(state))
         if self._inside is False:
             return
         metrics = self._book.take(state)

@@ -105,7 +105,7 @@ def merged(module):
 
 
 def unfrozen(module):
-    module[0].base.bias.requires_grad_(True)
+    module[0].base_layer.bias.requires_grad_(True)
     return module
 
 
@@ -114,12 +114,24 @@ def unfrozen(module):
     [
         (mlp(0), "student has no adapters that can be passed over.*get_peft_model"),
         (merged(adapted()), "adapters are merged into its base"),
-        (unfrozen(adapted()), r"trains 'module\.0\.base\.bias' of its base too"),
+        (unfrozen(adapted()), r"trains 'module\.0\.base_layer\.bias' of its base too"),
     ],
 )
 def test_students_whose_base_can_not_be_run(module, match):
     with pytest.raises(ValueError, match=r"teacher 0 \(student without adapters\).*" + match):
         train(module, Distillation(AdapterFreeTeacher(), forward_kl()))
+
+
+def test_all_of_an_adapter_but_what_it_wraps_is_its_own():
+    module = adapted()
+    module[0].counts = nn.ParameterDict({"default": torch.ones(1)})  # as AdaLoRA's, under no name
+    check_adapters(module, "teacher 0")
+
+
+def test_adalora_of_peft_is_an_adapter():
+    peft = pytest.importorskip("peft")
+    config = peft.AdaLoraConfig(task_type="CAUSAL_LM", total_step=10, target_modules=["c_attn"])
+    check_adapters(peft.get_peft_model(gpt2(), config), "teacher 0")
 
 
 class Saved(nn.Module):

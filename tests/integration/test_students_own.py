@@ -6,8 +6,10 @@ import pytest
 import torch
 from composer.algorithms import SAM
 from composer.core import Event, Time
+from composer.models import ComposerClassifier
 from integration.harness import (
     LEARNING_RATE,
+    N_CLASSES,
     Classifier,
     Recorder,
     Spy,
@@ -139,10 +141,58 @@ def test_a_snapshot_is_the_student_at_its_start():
         assert all(torch.equal(plain.seen[batch][n], students[batch][n]) for n in plain.seen[batch])
 
 
+def test_a_snapshot_waits_for_the_window_of_all():
+    teacher = Snapshot(start_dur="1ba")
+    spy = Spy(
+        Event.BATCH_END,
+        lambda state: (weights(state.model.module), weights(teacher.model.module)),
+    )
+    term = Distillation(teacher, forward_kl(), 0.5, 0.5, start_dur="3ba")
+    fit(Classifier(mlp(0)), term, train_dataloader=loader(40, 5), callbacks=spy)
+    students, teachers = zip(*spy.seen, strict=True)
+    for found in teachers[2:]:
+        assert all(torch.equal(found[name], students[2][name]) for name in found)
+
+
+class Turned(nn.Module):
+    """A linear map of complex numbers, of which the sizes are the logits."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(6, 4, generator=generator, dtype=torch.cdouble))
+
+    def forward(self, inputs):
+        return (inputs.to(torch.cdouble) @ self.weight).abs()
+
+
+def test_complex_weights_are_averaged_too():
+    student = Classifier(Turned())
+    mean = weights(student.module)["weight"]
+    _, students, teachers = watched(EMATeacher(decay=0.9), student)
+    for now, found in zip(students, teachers, strict=True):
+        mean = 0.9 * mean + 0.1 * now["weight"]
+        torch.testing.assert_close(found["weight"], mean, rtol=1e-12, atol=1e-12)
+    assert not torch.equal(students[-1]["weight"], mean)
+
+
+def test_an_average_stands_in_one_instance_alone():
+    teacher = EMATeacher(decay=0.9)
+    terms = [Distillation(teacher, forward_kl()), Distillation(teacher, forward_kl())]
+    with pytest.raises(
+        ValueError, match=r"teacher 0 \(EMA of the student\): one EMATeacher stands"
+    ):
+        fit(Classifier(mlp(0)), terms)
+    shared = mlp(1)
+    terms = [Distillation(shared, forward_kl()), Distillation(shared, forward_kl())]
+    fit(Classifier(mlp(0)), terms)  # a model that nothing moves may stand in both
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"decay": 1.5}, "decay must lie between 0 and 1, got 1.5"),
+        ({"decay": 1.5}, "decay must be at least 0 and below 1, got 1.5"),
+        ({"decay": 1.0}, "got 1.0. Use 0.999, or Snapshot"),
         ({"update_every": "1ep"}, "a number of batches such as '1ba'.*got '1ep'"),
         ({"update_every": Time.from_timestring("0ba")}, "at least one"),
         ({"warmup": -1}, "warmup must be a number of updates"),
@@ -240,3 +290,40 @@ def test_evaluation_asks_every_teacher_whatever_its_window():
         Classifier(mlp(0)), term, train_dataloader=loader(20, 5), eval_dataloader=loader(10, 5)
     )
     assert len(entries_of(trained)["metrics/eval/teacher_kl"]) == 1
+
+
+def test_evaluation_leaves_out_who_does_not_exist_yet():
+    def run(teachers):
+        return entries_of(
+            fit(
+                ComposerClassifier(mlp(0), num_classes=N_CLASSES),
+                Distillation(teachers, forward_kl(), eval_teachers=True),
+                train_dataloader=loader(20, 5),
+                eval_dataloader=loader(10, 5),
+                eval_interval="1ba",
+            )
+        )
+
+    late = run(EMATeacher(start_dur="2ba"))
+    assert [step for step, _ in late["metrics/eval/teacher/MulticlassAccuracy"]] == [2, 3, 4]
+    assert [step for step, _ in late["metrics/eval/teacher_kl"]] == [2, 3, 4]
+    both = run([mlp(1), EMATeacher(start_dur="2ba")])
+    assert len(both["metrics/eval/teacher_0/MulticlassAccuracy"]) == 4
+    assert len(both["metrics/eval/teacher_1/MulticlassAccuracy"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("teachers", "options", "told"),
+    [
+        ([mlp(1), Teacher(mlp(2), start_dur="100ba")], {}, ["teacher 1 (Sequential)"]),
+        (Teacher(mlp(1), end_dur="2ba"), {"start_dur": "3ba"}, ["teacher 0 (Sequential)"]),
+        (Snapshot(start_dur="3ba"), {"end_dur": "3ba"}, ["teacher 0 (snapshot of the student)"]),
+        (Teacher(mlp(1), start_dur="2ba"), {"end_dur": "3ba"}, []),
+    ],
+    ids=["behind the end", "before all begins", "behind all", "one batch"],
+)
+def test_a_teacher_that_no_batch_will_ask_is_told_of(teachers, options, told, caplog):
+    term = Distillation(teachers, forward_kl(), **options)
+    fit(Classifier(mlp(0)), term, train_dataloader=loader(20, 5))
+    said = [r.getMessage() for r in caplog.records if "will not act" in r.getMessage()]
+    assert [message.partition(" will not")[0] for message in said] == told

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from composer_distill import Distillation, KLDivergence, teacher_confident, teacher_correct
-from composer_distill.losses import FusedLinearKL
+from composer_distill.losses import BernoulliKL, FusedLinearKL
 from composer_distill.teachers.microbatch import Microbatch
 
 
@@ -61,6 +61,9 @@ def test_what_can_not_be_judged():
         teacher_correct.judge(Microbatch(None, None, student), teacher)
     with pytest.raises(ValueError, match="FusedLinearKL never has"):
         Distillation(nn.Linear(2, 2), FusedLinearKL(), mask_fn=teacher_correct)
+    for judge in (teacher_correct, teacher_confident(0.5)):
+        with pytest.raises(ValueError, match=r"likeliest of classes that exclude each other"):
+            Distillation(nn.Linear(2, 2), BernoulliKL(), mask_fn=judge)
     mean_of_samples = KLDivergence(reduction="batchmean")
     with pytest.raises(ValueError, match="mask_fn=teacher_correct leaves positions out.*batchmean"):
         Distillation(nn.Linear(2, 2), mean_of_samples, mask_fn=teacher_correct)

@@ -183,7 +183,7 @@ class Adapted(nn.Module):
 
     def __init__(self, base: nn.Linear, rank: int = 8) -> None:
         super().__init__()
-        self.base = base.requires_grad_(False)
+        self.base_layer = base.requires_grad_(False)
         self.down = nn.Linear(base.in_features, rank, bias=False)
         self.up = nn.Linear(rank, base.out_features, bias=False)
         nn.init.zeros_(self.up.weight)
@@ -191,7 +191,7 @@ class Adapted(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return what the layer gives, with the adapter's part unless it is switched off."""
-        outputs = self.base(inputs)
+        outputs = self.base_layer(inputs)
         return outputs if self._disable_adapters else outputs + self.up(self.down(inputs))
 
 

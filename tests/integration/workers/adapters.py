@@ -15,7 +15,7 @@ class Adapted(nn.Module):
 
     def __init__(self, base, seed):
         super().__init__()
-        self.base = base.requires_grad_(False)
+        self.base_layer = base.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
         shapes = (base.in_features, 2), (2, base.out_features)
         a, b = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in shapes)
@@ -23,7 +23,7 @@ class Adapted(nn.Module):
         self.merged = self._disable_adapters = False
 
     def forward(self, inputs):
-        outputs = self.base(inputs)
+        outputs = self.base_layer(inputs)
         if self._disable_adapters:
             return outputs
         return outputs + 0.3 * inputs @ self.down["default"] @ self.up["default"]
