@@ -235,6 +235,13 @@ QUESTIONS = (
         "accuracy",
     ),
     Question(
+        "the same, both twice as long",
+        "fashion",
+        "medium: twice as long",
+        "medium: mean of 3, twice as long",
+        "accuracy",
+    ),
+    Question(
         "a language model cut to a third of its layers, 300 batches: cached teacher; against text",
         "prune_recover",
         "cut, text alone",

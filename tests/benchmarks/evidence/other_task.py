@@ -108,7 +108,7 @@ EXPERIMENT = Experiment(
     show,
     draw,
     run=run,
-    seeds=3,
+    seeds=5,
     scales=(Scale(), FAST),
     packages=("mosaicml", "torch", "scikit-learn"),
     missing=lambda scale, folder: missing(),
