@@ -11,7 +11,8 @@ class Copied(NamedTuple):
 
     Attributes:
         copied: What the student has from its teacher now.
-        unlike: What both have, in other shapes.
+        unlike: What both have, in other shapes; or what the student has tied to another of its
+            weights, which has another value from the teacher.
         missing: What the student alone has.
         unused: What the teacher alone has.
     """
@@ -34,7 +35,7 @@ def copy_matching(student: nn.Module, teacher: nn.Module) -> Copied:
 
     Raises:
         TypeError: If either is no module.
-        ValueError: If nothing fits.
+        ValueError: If nothing fits, or what does is on the meta device.
 
     Example:
         >>> teacher = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3))
@@ -54,15 +55,31 @@ def copy_matching(student: nn.Module, teacher: nn.Module) -> Copied:
             f"{_some(ours)}, the teacher {_some(theirs)}. Pass both bare, or both in the same "
             "wrapper, and name their modules alike."
         )
+    for which, tensors in (("student", ours), ("teacher", theirs)):
+        empty = [name for name in copied if tensors[name].is_meta]
+        if empty:
+            raise ValueError(
+                f"{which} must hold its weights, but {len(empty)} are on the meta device, such as "
+                f"{empty[0]}. Build it outside torch.device('meta') or init_empty_weights()."
+            )
+    filled: set[int] = set()
     with torch.no_grad():
-        for name in copied:
-            ours[name].copy_(theirs[name])
+        copied = [name for name in copied if _copy(ours[name], theirs[name], filled)]
     return Copied(
         tuple(copied),
         tuple(name for name in both if name not in copied),
         tuple(name for name in ours if name not in theirs),
         tuple(name for name in theirs if name not in ours),
     )
+
+
+def _copy(mine: Tensor, other: Tensor, filled: set[int]) -> bool:
+    """Copy, unless another name has filled the tensor; return whether it holds this value now."""
+    if id(mine) in filled:
+        return torch.equal(mine, other.to(mine))
+    filled.add(id(mine))
+    mine.copy_(other)
+    return True
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -45,3 +45,31 @@ def test_nothing_that_fits_is_an_error():
         copy_matching(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(TypeError, match="teacher must be"):
         copy_matching(nn.Linear(2, 2), {})
+
+
+@pytest.mark.parametrize("which", ["student", "teacher"])
+def test_what_is_on_the_meta_device_is_an_error(which):
+    student, teacher = network(4, 8, 3), network(4, 8, 3)
+    before = student[0].weight.clone()
+    with torch.device("meta"):
+        empty = network(4, 8, 3)
+    pair = (empty, teacher) if which == "student" else (student, empty)
+    match = rf"{which} must hold its weights, but 9 are on the meta device, such as 0\.weight"
+    with pytest.raises(ValueError, match=match):
+        copy_matching(*pair)
+    assert torch.equal(student[0].weight, before)
+
+
+def test_what_is_tied_takes_one_value():
+    def tied():
+        model = nn.ModuleDict({"words": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False)})
+        model["head"].weight = model["words"].weight
+        return model
+
+    apart = nn.ModuleDict({"words": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False)})
+    student = tied()
+    report = copy_matching(student, apart)
+    assert (report.copied, report.unlike) == (("words.weight",), ("head.weight",))
+    assert torch.equal(student["head"].weight, apart["words"].weight)
+    assert copy_matching(tied(), tied()).copied == ("words.weight", "head.weight")
+    assert copy_matching(apart, student).copied == ("words.weight", "head.weight")
