@@ -35,7 +35,7 @@ def measured(model: Any, family: Family, batches: Iterable[Mapping[str, Any]]) -
         batches: Its inputs.
 
     Raises:
-        ValueError: If there are no batches.
+        ValueError: If there are no batches, or one gives activations that are not finite.
 
     Reference:
         Muralidharan et al. 2024, arXiv 2407.14679, section 2.2.
@@ -58,6 +58,7 @@ def measured(model: Any, family: Family, batches: Iterable[Mapping[str, Any]]) -
             mask[0] = given.get("attention_mask")
             with torch.no_grad():
                 model(**given)
+            _check_finite(squares, count - 1)
     finally:
         for handle in handles:
             handle.remove()
@@ -95,6 +96,16 @@ def _listener(
     return None
 
 
+def _check_finite(squares: Mapping[str, Tensor], number: int) -> None:
+    for name, total in squares.items():
+        if not total.isfinite().all():
+            raise ValueError(
+                f"batches: the activations of {name!r} are not finite after batch {number}, "
+                "counted from 0, so that nothing can be ranked by them. Leave this batch out, or, "
+                "where numbers overflow, measure in single precision, on model.float()."
+            )
+
+
 def _mean_size(activations: Tensor, mask: Tensor | None) -> Tensor:
     """Return the mean absolute value over each sequence.
 
@@ -109,7 +120,8 @@ def _mean_size(activations: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None or mask.shape != sizes.shape[:2]:
         return sizes.mean(1)
     counts = mask[..., None].to(sizes)
-    return (sizes * counts).sum(1) / counts.sum(1).clamp(min=1.0)
+    sizes = (sizes * counts).where(counts != 0.0, 0.0)  # NaN where nothing is attended
+    return sizes.sum(1) / counts.sum(1).clamp(min=1.0)
 
 
 def _gathered(found: dict[str, Tensor], family: Family) -> Importance:

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from composer_distill import student_from_teacher
-from composer_distill.students.activations import measured
+from composer_distill.students.activations import _mean_size, measured
 from composer_distill.students.families import family_of
 
 SIZES = {
@@ -205,6 +205,19 @@ def test_other_heads_are_cut_too(name):
     teacher.config.pad_token_id = 0 if name == "llama" else teacher.config.pad_token_id
     student = student_from_teacher(teacher, hidden=16, heads=4, batches=batches())
     assert student(**batches()[0]).logits.shape == (3, 2)
+
+
+def test_activations_that_are_not_finite_are_an_error_that_names_the_batch():
+    teacher = made("llama")
+    good, other = batches()
+    broken = {"inputs_embeds": torch.full((1, 4, 24), float("nan"))}
+    with pytest.raises(ValueError, match=r"not finite after batch 2, counted from 0"):
+        student_from_teacher(teacher, intermediate=7, batches=[good, other, broken])
+
+
+def test_what_is_not_attended_is_left_out_whatever_it_is():
+    sizes = torch.tensor([[[1.0], [float("nan")], [3.0]]])
+    assert _mean_size(sizes, torch.tensor([[1, 0, 1]])).tolist() == [[2.0]]
 
 
 class Odd(PreTrainedModel):
