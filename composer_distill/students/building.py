@@ -2,20 +2,23 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from composer_distill.students.layers import PER_LAYER, lists_of
+from composer_distill.students.layers import PER_LAYER, lists_of, parts_of
 
 # Numbers of a layer, which may differ from its teacher's: they are what building anew is for
 _IGNORED = (
     *PER_LAYER,
-    *("layer_idx", "layer_id", "layer_number", "layer_index", "block_idx", "block_id"),
+    *("layer_idx", "layer_id", "layer_number", "layer_index", "block_idx", "block_id", "layer_num"),
     *("training", "seed"),  # BigBird's, of random blocks
     "has_relative_attention_bias",
 )
+# How a configuration, and each part of it, holds which kernel computes attention
+_ATTENTION = ("_attn_implementation_internal", "_attn_implementation_autoset")
 # What T5's first layer has for all others, whichever it comes from
 _OF_THE_FIRST = "relative_attention_bias"
 
@@ -34,18 +37,22 @@ def bare(model: Any) -> Any:
             "a student is made from a Hugging Face model, which needs transformers: "
             "pip install 'composer-distill[nlp]'"
         ) from error
-    inner = model if isinstance(model, PreTrainedModel) else getattr(model, "model", None)
-    if not isinstance(inner, PreTrainedModel):
+    inner = _unwrapped(model)
+    plain = isinstance(inner, PreTrainedModel)
+    # once its adapters are merged a plain model still has their configuration
+    adapters = {} if plain else getattr(inner, "peft_config", {})
+    prompts = any(getattr(each, "is_prompt_learning", False) for each in adapters.values())
+    if not plain and not adapters:
+        within = "" if inner is model else f" of a {type(inner).__name__}"
         raise TypeError(
             "model must be a Hugging Face model or Composer's HuggingFaceModel of one, got "
-            f"{type(model).__name__}. For others build the student and use "
-            "copy_matching(student, teacher)."
+            f"{type(model).__name__}{within}. If one lies within, pass that; for others build the "
+            "student and use copy_matching(student, teacher)."
         )
-    prompts = inner is not model and hasattr(model, "peft_config")
     for found, what, remedy in (
         (getattr(inner, "hf_quantizer", None), "a quantizer", "load it without quantization"),
-        # once its adapters are merged a model still has their configuration
-        (prompts or _has_adapters(inner), "adapters", "merge them by merge_and_unload() first"),
+        (prompts, "prompts of PEFT", "pass its get_base_model(), which is without them"),
+        (adapters or _has_adapters(inner), "adapters", "merge them by merge_and_unload() first"),
     ):
         if found:
             raise TypeError(
@@ -53,6 +60,17 @@ def bare(model: Any) -> Any:
                 f"{what}: {remedy}."
             )
     return inner
+
+
+def _unwrapped(model: Any) -> Any:
+    """Return what torch.compile and Composer's HuggingFaceModel were put around."""
+    while True:
+        if "_orig_mod" in getattr(model, "_modules", {}):
+            model = model._orig_mod
+        elif any(kind.__name__ == "HuggingFaceModel" for kind in type(model).__mro__):
+            model = model.model
+        else:
+            return model
 
 
 def _has_adapters(model: nn.Module) -> bool:
@@ -101,12 +119,23 @@ def build_like(teacher: Any, config: Any, kept: Mapping[str, Sequence[int]]) -> 
 
 def empty(teacher: Any, config: Any) -> Any:
     """Return a model whose weights are yet to come, from what would be saved of a configuration."""
-    from transformers.modeling_utils import no_init_weights
-
     saved = type(config).from_dict(config.to_diff_dict())
-    saved._attn_implementation = teacher.config._attn_implementation
-    with torch.random.fork_rng(devices=[]), no_init_weights():
+    parts = dict(parts_of(saved))
+    for where, former in parts_of(teacher.config):
+        for name in _ATTENTION:  # to_diff_dict leaves them out
+            if name in vars(former) and where in parts:
+                setattr(parts[where], name, vars(former)[name])
+    with torch.random.fork_rng(devices=[]), _no_init_weights()():
         return type(teacher)(saved)
+
+
+def _no_init_weights() -> Any:
+    """Return what keeps transformers from filling weights, wherever its version has it."""
+    from transformers import modeling_utils
+
+    if hasattr(modeling_utils, "no_init_weights"):  # before transformers 5
+        return modeling_utils.no_init_weights
+    return import_module("transformers.initialization").no_init_weights
 
 
 def _weights(

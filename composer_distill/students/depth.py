@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from composer_distill.students.building import bare, build_like, checked_batches
 from composer_distill.students.importance import layer_importance
-from composer_distill.students.layers import FIRST, INDICES, PER_LAYER, Stack, stacks_of
+from composer_distill.students.layers import (
+    FIRST,
+    HIDDEN_STATES,
+    INDICES,
+    PER_LAYER,
+    Stack,
+    matching,
+    stacks_of,
+)
 from composer_distill.students.width import Widths, narrowed
 
 if TYPE_CHECKING:
@@ -89,16 +97,21 @@ def _shorter(
     teacher: Any, layers: Any, n_layers: int | None, batches: Any, stacks: Mapping[str, str] | None
 ) -> Any:
     """Return a student with some of the layers."""
+    found = stacks_of(teacher, stacks)
     kept = {
         stack: _chosen(teacher, stack, choice, n_layers, batches)
-        for stack, choice in _choices(stacks_of(teacher, stacks), layers).items()
+        for stack, choice in _choices(found, layers).items()
     }
     config = copy.deepcopy(teacher.config)
     # Where two lists share a configuration, what it says of single layers is of the first
     for stack in {stack.config: stack for stack in reversed(kept)}.values():
-        _select(stack.config_of(config), stack.length, kept[stack])
+        for part in _counting(config, stack, found):
+            _select(part, stack.length, kept[stack])
+        if stack.config[-1:] == ("vision_config",):
+            _read_the_same(config, stack, kept[stack])
     for stack, indices in kept.items():
-        _shorten(stack.config_of(config), stack.counts, len(indices))
+        for part in _counting(config, stack, found):
+            _shorten(part, stack.counts, len(indices))
     return build_like(teacher, config, {stack.path: kept[stack] for stack in kept})
 
 
@@ -130,15 +143,21 @@ def _choices(stacks: Sequence[Stack], layers: Any) -> dict[Stack, Any]:
                 f"{{'{stacks[-1].path}': {layers!r}}}."
             )
         return dict.fromkeys(stacks, layers)
-    chosen = {}
+    chosen, known = {}, {stack.path: stack for stack in stacks}
     for name, choice in layers.items():
-        found = [stack for stack in stacks if name == stack.path or name in stack.path.split(".")]
-        if len(found) != 1:
+        found = matching(name, known)
+        if len(found) != 1 or known[found[0]] in chosen:
+            times = "named twice" if len(found) == 1 else f"{len(found)} of them"
             raise ValueError(
                 f"layers names {name!r}, which must be one of the lists of layers, "
-                f"{', '.join(map(str, stacks))}, but is {len(found)} of them. Write its whole path."
+                f"{', '.join(map(str, stacks))}, but is {times}. Write its whole path, once."
             )
-        chosen[found[0]] = choice
+        chosen[known[found[0]]] = choice
+    if not chosen:
+        raise ValueError(
+            f"layers must name at least one of the lists of layers, {', '.join(map(str, stacks))}, "
+            f"such as {{'{stacks[0].path}': 2}}, got {{}}."
+        )
     return chosen
 
 
@@ -150,7 +169,9 @@ def _chosen(
     teacher: Any, stack: Stack, layers: Any, n_layers: int | None, batches: Any
 ) -> list[int]:
     """Return the indices of the layers of one list that stay, checked."""
-    if layers == "importance":
+    if hasattr(layers, "tolist"):  # of NumPy or torch
+        layers = layers.tolist()
+    if isinstance(layers, str) and layers == "importance":
         if n_layers is None or batches is None:
             raise ValueError(
                 "layers='importance' needs n_layers, how many shall stay, and batches, on which "
@@ -160,12 +181,12 @@ def _chosen(
         rise = layer_importance(teacher, batches, stack=stack.path)
         order = sorted(range(stack.length), key=lambda i: (-rise[i], i))
         return sorted(order[: _checked_count(n_layers, stack)])
-    if isinstance(layers, Integral) and not isinstance(layers, bool):
+    if _is_whole(layers):
         return evenly(_checked_count(int(layers), stack), stack.length)
-    if isinstance(layers, str) or not isinstance(layers, Sequence):
+    if not isinstance(layers, Sequence) or not all(map(_is_whole, layers)):
         raise TypeError(
-            "layers must be a number of layers, a list of their indices, 'importance' or a mapping "
-            f"of lists of layers to one of these, got {layers!r}."
+            "layers must be a number of layers, a list of their indices, which are whole numbers, "
+            f"'importance' or a mapping of lists of layers to one of these, got {layers!r}."
         )
     indices = [int(i) for i in layers]
     if (
@@ -180,14 +201,43 @@ def _chosen(
     return indices
 
 
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool)
+
+
 def _checked_count(count: Any, stack: Stack) -> int:
-    whole = isinstance(count, Integral) and not isinstance(count, bool)
-    if not whole or not 1 <= int(count) <= stack.length:
+    if not _is_whole(count) or not 1 <= int(count) <= stack.length:
         raise ValueError(
             f"the number of layers that stay in {stack.path} must lie in [1, {stack.length}], the "
             f"number that it has, got {count!r}."
         )
     return int(count)
+
+
+def _counting(config: Any, stack: Stack, stacks: Sequence[Stack]) -> list[Any]:
+    """Return the part of a configuration that counts a list, and the whole where that repeats it.
+
+    Qwen 2.5 VL's whole configuration says again what its ``text_config`` does.
+    """
+    repeated = stack.config == ("text_config",) and all(other.config for other in stacks)
+    repeated = repeated and all(getattr(config, n, None) == stack.length for n in stack.counts)
+    return [stack.config_of(config), *([config] if repeated else [])]
+
+
+def _read_the_same(config: Any, stack: Stack, indices: Sequence[int]) -> None:
+    """Have those hidden states of a tower of images be read that come after the same layers."""
+
+    def moved(place: int) -> int:
+        behind = sum(i < place % (stack.length + 1) for i in indices)
+        return behind if place >= 0 else behind - len(indices) - 1
+
+    for part in (config, stack.config_of(config)):
+        for name in HIDDEN_STATES:
+            places = getattr(part, name, None)
+            if isinstance(places, int):
+                setattr(part, name, moved(places))
+            elif isinstance(places, (list, tuple)):
+                setattr(part, name, type(places)(map(moved, places)))
 
 
 def _shorten(config: Any, counts: Sequence[str], length: int) -> None:
@@ -199,6 +249,7 @@ def _shorten(config: Any, counts: Sequence[str], length: int) -> None:
 def _select(config: Any, length: int, indices: Sequence[int]) -> None:
     """Keep what a configuration says of single layers for those that stay."""
     for name in PER_LAYER:
+        name = getattr(config, "attribute_map", {}).get(name, name)
         values = getattr(config, name, None)
         if isinstance(values, (list, tuple)) and len(values) == length:
             kinds = type(values)(values[i] for i in indices)

@@ -1,6 +1,6 @@
 """Where the architectures of transformers keep their layers: the one table of it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -15,9 +15,10 @@ _LISTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("encoder.block", ("num_layers",)),
     ("decoder.layers", ("decoder_layers", "num_decoder_layers", "num_hidden_layers")),
     ("decoder.block", ("num_decoder_layers",)),
+    ("audio_tower.layers", ("encoder_layers", "num_hidden_layers")),
     ("transformer.layer", ("n_layers", "n_layer")),
     ("layers", ("num_hidden_layers",)),
-    ("blocks", ("num_hidden_layers",)),
+    ("blocks", ("num_hidden_layers", "depth")),
     ("h", ("num_hidden_layers",)),
 )
 # Settings of which a configuration holds one a layer
@@ -33,9 +34,18 @@ PER_LAYER = (
     "no_rope_layers",
 )
 # Settings that are lists of layers, by their numbers
-INDICES = ("attn_layer_indices", "cross_attention_layers", "mlp_only_layers", "moe_layers")
+INDICES = (
+    "attn_layer_indices",
+    "cross_attention_layers",
+    "fullatt_block_indexes",
+    "mlp_only_layers",
+    "moe_layers",
+)
 # Settings that say how many of the first layers are special
 FIRST = ("first_k_dense_replace",)
+# Settings that say which hidden states of a tower of images are read: of as many as it has layers,
+# and one more
+HIDDEN_STATES = ("vision_feature_layer", "vision_feature_layers", "intermediate_layers_indices")
 # Switches with which what a layer computes depends on its number, which a student's layers change
 BY_NUMBER = ("scale_attn_by_inverse_layer_idx",)
 # Architectures whose weights depend on the layer's number, and which no attribute tells
@@ -79,10 +89,16 @@ def stacks_of(model: Any, named: Mapping[str, str] | None = None) -> tuple[Stack
         named: The user's own: paths of lists, and what the configuration calls their lengths.
 
     Raises:
+        TypeError: If ``named`` is no mapping that names one.
         ValueError: If there are none, or one that is named does not exist.
     """
     _refuse(model)
     if named is not None:
+        if not isinstance(named, Mapping) or not named:
+            raise TypeError(
+                "stacks must map paths of lists to what the configuration calls their lengths, "
+                f"such as {{'backbone.steps': 'depth'}}, got {named!r}."
+            )
         return tuple(_named_stack(model, path, count) for path, count in named.items())
     found = [_known_stack(model, path, layers) for path, layers in lists_of(model)]
     stacks = tuple(stack for stack in found if stack is not None)
@@ -91,7 +107,8 @@ def stacks_of(model: Any, named: Mapping[str, str] | None = None) -> tuple[Stack
         raise ValueError(
             f"layers: where a {type(model).__name__} keeps its layers is not known; its lists of "
             f"modules are: {lists}. Name the list and what its configuration calls the number of "
-            "layers, such as stacks={'model.layers': 'num_hidden_layers'}."
+            "layers, such as stacks={'model.layers': 'num_hidden_layers'}, or "
+            "'text_config.num_hidden_layers' where a part of the configuration holds it."
         )
     return stacks
 
@@ -103,14 +120,25 @@ def lists_of(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
             yield path, module
 
 
+def matching(name: Any, paths: Iterable[str]) -> list[str]:
+    """Return the paths that a user's name may mean: itself, or those of which it is a part.
+
+    Example:
+        >>> matching("encoder", ["encoder.block", "decoder.block"])
+        ['encoder.block']
+    """
+    paths = list(paths)
+    return [p for p in paths if p == name] or [p for p in paths if name in p.split(".")]
+
+
 def _known_stack(model: Any, path: str, layers: nn.ModuleList) -> Stack | None:
     where, config = _config_of(model, path)
     for end, names in _LISTS:
         if f".{path}".endswith(f".{end}"):
             counts = [name for name in names if getattr(config, name, None) == len(layers)]
             if counts:
-                # An encoder's length is also what the whole model calls its own
-                counts = counts if "encoder" in end else counts[:1]
+                # What a whole model calls its own length is its encoder's
+                counts = counts[:1] if "decoder" in end else counts
                 return Stack(path, len(layers), where, tuple(counts))
     return None
 
@@ -122,33 +150,44 @@ def _named_stack(model: Any, path: str, count: str) -> Stack:
             f"stacks names {path!r}, which is no list of modules of a {type(model).__name__}; "
             f"its lists are {', '.join(path for path, _ in lists_of(model)) or 'none'}."
         )
-    where, config = _config_of(model, path)
-    if getattr(config, count, None) != len(layers):
+    *inner, name = str(count).split(".")
+    where = tuple(inner) or _config_of(model, path)[0]
+    config = model.config
+    for part in where:
+        config = getattr(config, part, None)
+    if getattr(config, name, None) != len(layers):
         raise ValueError(
             f"stacks says that {count!r} counts the {len(layers)} layers of {path!r}, but in the "
-            f"configuration it is {getattr(config, count, 'not there')!r}. Name the setting that "
-            "does."
+            f"configuration it is {getattr(config, name, 'not there')!r}. Name the setting that "
+            "does, with the part of the configuration that holds it, such as "
+            "'text_config.num_hidden_layers'."
         )
-    return Stack(path, len(layers), where, (count,))
+    return Stack(path, len(layers), where, (name,))
 
 
 def _config_of(model: Any, path: str) -> tuple[tuple[str, ...], Any]:
-    """Return where in the model's configuration that of the module around a list stands."""
-    places = dict(_places(model.config, ()))
+    """Return where in the model's configuration that of the module around a list stands.
+
+    A module's own may be a copy of it: then it is the only part of that class.
+    """
+    places = list(parts_of(model.config))
     parts = path.split(".")[:-1]
     while parts:
         own = getattr(model.get_submodule(".".join(parts)), "config", None)
-        if id(own) in places:
-            return places[id(own)], own
+        same = [place for place in places if place[1] is own]
+        alike = [place for place in places if type(place[1]) is type(own)]
+        if same or len(alike) == 1:
+            return (same or alike)[-1]
         parts = parts[:-1]
     return (), model.config
 
 
-def _places(config: Any, where: tuple[str, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
-    yield id(config), where
+def parts_of(config: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield a configuration and those within it, with the attributes that lead to them."""
+    yield where, config
     for name, value in vars(config).items():
         if isinstance(value, _config_class()):
-            yield from _places(value, (*where, name))
+            yield from parts_of(value, (*where, name))
 
 
 def _config_class() -> type:

@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from composer.models import HuggingFaceModel
@@ -162,6 +163,9 @@ def test_an_unknown_architecture_is_told_where_its_layers_are():
         student_from_teacher(teacher, 2, stacks={"layers": "depth"})
     with pytest.raises(ValueError, match="in the configuration it is 'not there'"):
         student_from_teacher(teacher, 2, stacks={"steps": "height"})
+    for wrong in (["steps"], {}):
+        with pytest.raises(TypeError, match="stacks must map paths of lists to .* got"):
+            student_from_teacher(teacher, 2, stacks=wrong)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +179,8 @@ def test_an_unknown_architecture_is_told_where_its_layers_are():
         ({"layers": "importance"}, "needs n_layers"),
         ({"layers": 3, "n_layers": 2}, "n_layers=2 is how many layers='importance' keeps, but"),
         ({"layers": {"decoder": 2}}, "names 'decoder', which must be one of.*transformer.h"),
+        ({"layers": {}}, r"must name at least one of.*such as \{'transformer\.h': 2\}"),
+        ({"layers": {"h": 2, "transformer.h": 3}}, "'transformer.h'.* is named twice"),
     ],
 )
 def test_choices_that_can_not_be(arguments, match):
@@ -185,8 +191,6 @@ def test_choices_that_can_not_be(arguments, match):
 def test_what_is_no_plain_hugging_face_model():
     with pytest.raises(TypeError, match="got Linear"):
         student_from_teacher(nn.Linear(2, 2), 1)
-    with pytest.raises(TypeError, match="a number of layers"):
-        student_from_teacher(gpt2(), 2.5)
     with pytest.raises(ValueError, match="scale_attn_by_inverse_layer_idx is set"):
         student_from_teacher(gpt2(scale_attn_by_inverse_layer_idx=True), 2)
     adapted = gpt2()
@@ -199,6 +203,24 @@ def test_what_is_no_plain_hugging_face_model():
     quantized.hf_quantizer = object()
     with pytest.raises(TypeError, match="without quantization"):
         student_from_teacher(quantized, 2)
+
+
+@pytest.mark.parametrize(
+    "layers", [2.5, [0.9, 2.7], ["0", "1"], [True, False], "even", np.array([0.0, 2.0]), {0, 1}]
+)
+def test_layers_that_are_no_whole_numbers(layers):
+    with pytest.raises(TypeError, match=r"a list of their indices, which are whole numbers.*got"):
+        student_from_teacher(gpt2(), layers)
+
+
+@pytest.mark.parametrize(
+    "layers", [np.array([0, 2]), torch.tensor([0, 2]), [np.int64(0), np.int64(2)], range(0, 3, 2)]
+)
+def test_whole_numbers_of_any_kind(layers):
+    expected = student_from_teacher(gpt2(), [0, 2]).state_dict()
+    found = student_from_teacher(gpt2(), layers)
+    assert all(torch.equal(w, expected[n]) for n, w in found.state_dict().items())
+    assert student_from_teacher(gpt2(), np.int64(2)).config.n_layer == 2
 
 
 @pytest.mark.parametrize(
@@ -224,6 +246,30 @@ def test_importance_needs_a_loss():
         layer_importance(gpt2(), [{"input_ids": torch.ones(1, 4, dtype=torch.long)}])
     with pytest.raises(ValueError, match=r"stack must be one of encoder\.block \(5\), decoder"):
         layer_importance(t5(), batches())
+    teacher = t5()
+    teacher.config.decoder_start_token_id = 0
+    of_part = layer_importance(teacher, batches(), stack="decoder")
+    assert of_part == layer_importance(teacher, batches(), stack="decoder.block")
+    for wrong in ("decoders", "block", "decoder.block.0.layer"):
+        with pytest.raises(ValueError, match=r"stack must be one of .*encoder\.block, decoder\.b"):
+            layer_importance(t5(), batches(), stack=wrong)
+
+
+def test_importance_of_what_is_not_finite_is_an_error_that_names_the_batch():
+    good, words = batches()
+    masked = {**words, "labels": torch.full_like(words["labels"], -100)}
+    match = r"loss on batch 1.* is nan.*one label that counts"
+    with pytest.raises(ValueError, match=match):
+        layer_importance(gpt2(), [good, masked])
+    with pytest.raises(ValueError, match=match):
+        student_from_teacher(gpt2(), "importance", n_layers=2, batches=[good, masked])
+    teacher = gpt2()
+    first, second = teacher.transformer.h[:2]
+    with torch.no_grad():
+        first.mlp.c_proj.bias.add_(1e3)
+    second.register_forward_pre_hook(lambda own, given: (given[0].log(), *given[1:]))
+    with pytest.raises(ValueError, match=r"without layer 0 of transformer\.h is NaN"):
+        layer_importance(teacher, [good])
 
 
 def test_a_masked_model():
