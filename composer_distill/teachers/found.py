@@ -1,12 +1,13 @@
 """A cache at work in a Trainer: what it holds of a microbatch, at the positions that count."""
 
+import logging
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from composer.core import State
-from torch import Tensor
+from torch import Tensor, nn
 
 from composer_distill.caching.answers import Answers
 from composer_distill.caching.few import join
@@ -16,7 +17,10 @@ from composer_distill.teachers.cached import CachedTeacher, tokenizer_digest
 from composer_distill.teachers.live import LiveTeacher
 from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.teachers.outputs import LABEL_KEYS
+from composer_distill.teachers.packed import holds_packed, reads_over_borders
 from composer_distill.teachers.sharding import Sharding
+
+_log = logging.getLogger(__name__)
 
 
 class CachedAnswers:
@@ -36,6 +40,7 @@ class CachedAnswers:
         self._answers = Answers(teacher.cache)
         self._ahead = Ahead(partial(self._answers.find, label_keys=LABEL_KEYS))
         self._live = None if teacher.teacher is None else LiveTeacher(teacher.teacher, label)
+        self._told = False
 
     def prepare(self, state: State, sharding: Sharding) -> None:
         """Compare the student's tokenizer with that of the answers, and place the live teacher."""
@@ -80,6 +85,7 @@ class CachedAnswers:
             ValueError: If samples are not in the cache and there is no live teacher, or a position
                 counts at which none was kept.
         """
+        self._tell_of_packed(microbatch.view, state.model)
         answers, mask = self._found(microbatch.view)
         if answers is None:
             return self._asked(microbatch, state)
@@ -91,6 +97,7 @@ class CachedAnswers:
 
     def sparse_target(self, microbatch: Microbatch, state: State) -> SparseTarget:
         """Return what is known of the teacher at the positions that count; see :meth:`target`."""
+        self._tell_of_packed(microbatch.view, state.model)
         kept, mask = self._found(microbatch.view)
         if kept is None:
             every = replace(microbatch, mask=None)
@@ -105,6 +112,17 @@ class CachedAnswers:
             target = target.map(lambda tensor: tensor[numbers])
         device = microbatch.logits.device
         return target.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _tell_of_packed(self, view: Any, student: nn.Module) -> None:
+        """Warn once where the student reads over borders of texts that the teacher kept apart."""
+        if not self._told and reads_over_borders(student, view) and holds_packed(view):
+            self._told = True
+            _log.warning(
+                "%s: position_ids begin anew within a row, where its answers were written in a "
+                "forward that keeps packed texts apart, if the model can; the student reads over "
+                "their borders, since it makes a cache. Set student.config.use_cache = False.",
+                self.label,
+            )
 
     def _found(self, view: Any) -> tuple[list[Any] | None, Tensor | None]:
         """Return each sample's answer and where its positions are, None where one is missing."""

@@ -14,6 +14,7 @@ from composer_distill.teachers.heads import only_at, without_logits
 from composer_distill.teachers.lending import Lending
 from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.teachers.outputs import call_model, extract_logits
+from composer_distill.teachers.packed import reads_over_borders
 from composer_distill.teachers.sharding import Sharding, is_to_be_sharded, reshard, shard
 from composer_distill.teachers.streams import untouched_streams
 from composer_distill.teachers.teacher import Extract, Forward, Teacher
@@ -130,10 +131,13 @@ class LiveTeacher:
             state.precision, state.precision_config, fp8_autocast_enabled=False
         )
         extract = extract or partial(extract_logits, owner=self.label)
+        alone = state.model is self.teacher.model  # while answers are written there is no student
+        crosses = not alone and reads_over_borders(state.model, microbatch.view)
+        call = partial(self.call, use_cache=True) if crosses else self.call
         with untouched_streams(microbatch.logits.device), torch.no_grad(), precision, around:
             with self._lending.lend(microbatch.view) as batch:
                 try:
-                    logits = self.teacher.forward(batch, self.call, extract)
+                    logits = self.teacher.forward(batch, call, extract)
                 except Exception as error:
                     add_note(
                         error,

@@ -22,7 +22,7 @@ LABEL_KEYS = frozenset(
 """Keys of a mapping batch that teachers never see: a model that reads them computes a loss."""
 
 
-def call_model(model: nn.Module, batch: Any) -> Any:
+def call_model(model: nn.Module, batch: Any, *, use_cache: bool = False) -> Any:
     """Run a model's forward on a batch, without labels and without changing the batch.
 
     A ``ComposerModel`` takes the whole batch. A plain module takes the batch's first element; where
@@ -33,6 +33,8 @@ def call_model(model: nn.Module, batch: Any) -> Any:
     Args:
         model: The model, in the mode that it should run in.
         batch: A tensor, a tuple or list, or a mapping.
+        use_cache: Whether a Hugging Face model makes a cache, as its student does where texts are
+            packed; see ``packed``.
 
     Returns:
         Whatever the model returns.
@@ -42,7 +44,8 @@ def call_model(model: nn.Module, batch: Any) -> Any:
             model, "model_forward_args"
         ):  # a HuggingFaceModel
             wrapped = getattr(model, "model", model)
-            batch = _language_inputs(wrapped, batch, set(model.model_forward_args))  # pyright: ignore[reportArgumentType]
+            names = set(model.model_forward_args)  # pyright: ignore[reportArgumentType]
+            batch = _language_inputs(wrapped, batch, names, use_cache)
         return model(batch)
     inputs = batch[0] if isinstance(batch, Sequence) else batch
     if not isinstance(inputs, Mapping):
@@ -51,7 +54,7 @@ def call_model(model: nn.Module, batch: Any) -> Any:
     unlabelled = {key: value for key, value in inputs.items() if key not in LABEL_KEYS}
     if names is not None and not names & unlabelled.keys():
         return model(unlabelled)
-    return model(**_language_inputs(model, inputs, names))
+    return model(**_language_inputs(model, inputs, names, use_cache))
 
 
 def extract_logits(output: Any, owner: str) -> Tensor:
@@ -198,9 +201,9 @@ def _no_logits(output: Any) -> str:
 
 
 def _language_inputs(
-    model: nn.Module, batch: Mapping[str, Any], names: set[str] | None
+    model: nn.Module, batch: Mapping[str, Any], names: set[str] | None, use_cache: bool
 ) -> dict[str, Any]:
-    """Return the keyword arguments for ``model``: no labels, no cache, a decoder's inputs made."""
+    """Return the keyword arguments for ``model``: no labels, a decoder's inputs made."""
     inputs = {
         key: value
         for key, value in batch.items()
@@ -210,7 +213,7 @@ def _language_inputs(
         made = decoder_inputs(model, batch["labels"])
         inputs |= {} if made is None else {"decoder_input_ids": made}
     if names is not None and "use_cache" in names:
-        inputs["use_cache"] = False
+        inputs["use_cache"] = use_cache
     return inputs
 
 

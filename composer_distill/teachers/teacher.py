@@ -36,7 +36,7 @@ from composer_distill.weights.sampled import sampled_fingerprint
 
 log = logging.getLogger(__name__)
 
-Forward = Callable[[nn.Module, Any], Any]
+Forward = Callable[..., Any]
 Extract = Callable[[Any], Tensor]
 
 

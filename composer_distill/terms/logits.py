@@ -174,7 +174,11 @@ class LogitsTerm:
         values["loss/train/kd"] = loss.detach()
         values |= {f"distillation/kd_loss/{name}": part.detach() for name, part in parts.items()}
         self._note(told, asked, target)
-        values |= told if share is None else of_a_part(told, share)
+        part = share
+        if self._skips:  # what was left out says nothing of the teachers
+            answered = loss.new_ones(()) if finite is None else finite.to(loss.dtype)
+            part = answered if share is None else answered * share
+        values |= told if part is None else of_a_part(told, part)
         if self.observer is not None and len(drawn) == 1 and share is None:
             self.observer.note_loss(values, drawn[0][0], loss.detach())
         if microbatch.empty:

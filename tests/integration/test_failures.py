@@ -7,6 +7,7 @@ import pytest
 import torch
 from composer.core import Callback, Event
 from integration.harness import (
+    N_CLASSES,
     Classifier,
     Spy,
     assert_close,
@@ -22,7 +23,7 @@ from integration.harness import (
 from torch import nn
 from torch.nn import functional as F
 
-from composer_distill import Distillation, KLDivergence, Teacher
+from composer_distill import Distillation, KLDivergence, Teacher, teacher_confident
 
 
 class Greedy(nn.Module):
@@ -215,6 +216,42 @@ def test_a_skipped_microbatch_counts_as_nothing_in_the_loss_from_each_teacher():
         kd = 0.5 * forward_kl(2.0)(mlp(0)(inputs[5:]), teacher(inputs[5:]))
         name = f"distillation/kd_loss/teacher_{index}"
         assert logged(trainer, name) == pytest.approx([kd.item()], rel=1e-5)
+
+
+@pytest.mark.usefixtures("readable")
+@pytest.mark.parametrize("judge", [None, teacher_confident(0.3)], ids=str)
+def test_what_was_skipped_says_nothing_of_the_teacher(judge):
+    inputs, _ = next(iter(loader()))
+    found = []
+    for teacher, options in (
+        (Broken(mlp(1), math.nan, batch=0), {"on_nonfinite": "skip"}),
+        (mlp(1), {}),
+    ):
+        term = Distillation(teacher, KLDivergence(2.0), 1.0, 0.0, mask_fn=judge, **options)
+        trainer = fit(Classifier(mlp(0)), term, max_duration="1ba", device_train_microbatch_size=5)
+        found.append(entries_of(trainer))
+    with torch.no_grad():
+        student, teacher = mlp(0)(inputs[5:]), mlp(1)(inputs[5:])
+    answered = {
+        "kl": forward_kl(1.0)(student, teacher).item(),
+        "agreement": (student.argmax(-1) == teacher.argmax(-1)).double().mean().item(),
+        "teacher_entropy": -(teacher.softmax(-1) * teacher.log_softmax(-1)).sum(-1).mean().item(),
+    }
+    for name, expected in answered.items():
+        ((_, value),) = found[0][f"distillation/{name}"]
+        assert value == pytest.approx(expected, rel=1e-5)
+    assert found[0].keys() - found[1].keys() == {"distillation/skipped"}
+
+
+def test_a_batch_that_is_skipped_whole_tells_nothing_of_the_teacher():
+    class Silent(nn.Module):
+        def forward(self, inputs):
+            return inputs.new_full((len(inputs), N_CLASSES), math.nan)
+
+    term = Distillation(Silent(), KLDivergence(2.0), 0.7, 0.3, on_nonfinite="skip")
+    names = entries_of(fit(Classifier(mlp(0)), term)).keys()
+    assert not {f"distillation/{name}" for name in ("kl", "agreement", "teacher_entropy")} & names
+    assert "distillation/skipped" in names
 
 
 def test_a_student_that_diverges_is_not_blamed_on_a_teacher():

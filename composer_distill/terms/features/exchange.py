@@ -117,13 +117,13 @@ class _TeacherListener:
         self._owner = owner
         self._recorder = Recorder(owner)
 
-    def call(self, model: nn.Module, batch: Any) -> Any:
+    def call(self, model: nn.Module, batch: Any, **options: Any) -> Any:
         """Run the model, and keep what is wanted of it."""
         if not self.wanted:
-            return call_model(model, batch)
+            return call_model(model, batch, **options)
         self._recorder.listen(tap for layer in self.wanted for tap in layer.taps)
         try:
-            outputs = call_model(model, batch)
+            outputs = call_model(model, batch, **options)
             self._recorder.stop()
             for layer in self.wanted:
                 value = layer.read(model, outputs, self._recorder, self._owner)
