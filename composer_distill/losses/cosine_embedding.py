@@ -2,10 +2,11 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from composer_distill.losses.functional import FunctionalLoss
 from composer_distill.losses.rows import lay_out
+
+_EPS = 1e-12  # added to the square of a length, as torch.nn.CosineEmbeddingLoss does
 
 
 def cosine_embedding(
@@ -20,18 +21,31 @@ def cosine_embedding(
     rows = lay_out(student, teacher, mask, dim, reduction, fewest=1)
     ruled_out = rows.student.isneginf() & rows.teacher.isneginf()
     s, t = (torch.where(ruled_out, 0.0, rows_of) for rows_of in (rows.student, rows.teacher))
-    # Scaled to a largest entry of 1 first: the square of a large logit must not overflow.
-    s, t = (x / x.detach().abs().amax(-1, keepdim=True).clamp(min=1e-12) for x in (s, t))
-    return rows.reduce_divergence(1.0 - F.cosine_similarity(s, t, dim=-1))
+    return rows.reduce_divergence(1.0 - (_unit(s) * _unit(t)).sum(-1))
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Return rows of length 1, shorter where they are hardly longer than the root of epsilon."""
+    # By a large largest entry first: its square must not overflow
+    scale = vectors.detach().abs().amax(-1, keepdim=True).clamp(min=1.0)
+    scaled = vectors / scale
+    squares = scaled.square().sum(-1, keepdim=True)
+    # Of zeros epsilon alone would make gradients of 1e6, which float16 cannot hold
+    squares = torch.where(squares > 0.0, squares + _EPS / scale.square(), 1.0)
+    return scaled * squares.rsqrt()
 
 
 class CosineEmbedding(FunctionalLoss):
     """Cosine distance: one minus the cosine of the angle between student and teacher.
 
-    ``1 - <s, t> / (|s| |t|)``, between 0 and 2; 1 where either is zero everywhere. It sees the
-    direction only, neither length nor, on logits, temperature. DistilBERT uses it on the last
-    hidden states, with weight 1 beside the divergence's 5 and the task's 2; give it hidden states
-    of equal width as ``student`` and ``teacher``. It has no temperature and no factor T^2.
+    ``1 - <s, t> / (|s| |t|)``, between 0 and 2. Each length is ``sqrt(|x|^2 + 1e-12)``, as in
+    ``torch.nn.CosineEmbeddingLoss``, so that no gradient exceeds 1e6. A vector of zeros counts as
+    one of length 1, as in :class:`HiddenCosine`: its distance is 1, and its gradient ``-t / |t|``,
+    where torch's is a million times that.
+
+    It sees the direction only, neither length nor, on logits, temperature. DistilBERT uses it on
+    the last hidden states, with weight 1 beside the divergence's 5 and the task's 2; give it hidden
+    states of equal width as ``student`` and ``teacher``. It has no temperature and no factor T^2.
 
     Args:
         dim: The axis of the vectors.

@@ -127,6 +127,14 @@ def test_dead_features_have_a_finite_gradient(entry):
     assert gradient.abs().max() < 1e6
 
 
+def test_one_dead_sample_has_a_gradient_of_common_size(entry):
+    student, teacher = entry.pair(torch.float32)
+    student[0] = 0.0
+    value, gradient = with_gradient(entry.make(), student, teacher)
+    assert value.isfinite()
+    assert gradient.abs().max() < 10.0
+
+
 def test_modules_copy(entry):
     loss = entry.make()
     student, teacher = entry.pair()
