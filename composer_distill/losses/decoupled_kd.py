@@ -5,7 +5,7 @@ from torch import Tensor
 from composer_distill.losses.base import Schedule
 from composer_distill.losses.checks import check_number, check_temperature
 from composer_distill.losses.functional import TemperedLoss
-from composer_distill.losses.labelled import labelled_rows, split
+from composer_distill.losses.labelled import labelled_rows, split, where_others
 
 
 def decoupled_kd(
@@ -26,6 +26,7 @@ def decoupled_kd(
     q, p = split(rows.student, y, temperature), split(rows.teacher, y, temperature)
     target = p.target.exp() * (p.target - q.target) + p.others.exp() * (p.others - q.others)
     others = (p.among_others.exp() * (p.among_others - q.among_others)).sum(1)
+    others = where_others(others, q, p)
     return rows.reduce_divergence(temperature**2 * (alpha * target + beta * others))
 
 
@@ -36,6 +37,9 @@ class DecoupledKD(TemperedLoss):
     label, TCKD is the KL divergence of ``(p_y, 1 - p_y)``, and NCKD that of the distributions
     among the other classes. ``KL = TCKD + (1 - p_y) NCKD``: plain distillation silences NCKD where
     the teacher is sure, and this does not.
+
+    Where student or teacher rules out every class but the label there is no distribution among the
+    others: NCKD of that position is 0, and the position counts in the mean.
 
     Everything is computed in log space; the reference's ``log`` of a probability can be minus
     infinity, and its masking by -1000 fails in float16. The loss grows with beta: the authors

@@ -16,11 +16,13 @@ class TargetAndOthers(NamedTuple):
     """Log-probabilities ``(N,)`` of the target and of all others, and ``(N, C)`` among the others.
 
     ``among_others`` are the others' own distribution: they add up to one without the target.
+    ``any_others``, ``(N,)``, is False where all others are ruled out, so that there is none.
     """
 
     target: Tensor
     others: Tensor
     among_others: Tensor
+    any_others: Tensor
 
 
 def labelled_rows(
@@ -94,4 +96,11 @@ def split(logits: Tensor, labels: Tensor, temperature: float) -> TargetAndOthers
         target=log_probs.gather(1, column).squeeze(1),
         others=others.logsumexp(1),
         among_others=others.log_softmax(1),
+        # A NaN is not ruled out: it must be seen
+        any_others=(~(logits.scatter(1, column, FLOOR) <= FLOOR)).any(1),
     )
+
+
+def where_others(values: Tensor, student: TargetAndOthers, teacher: TargetAndOthers) -> Tensor:
+    """Return one value a row among the others, 0 where either side rules all of them out."""
+    return torch.where(student.any_others & teacher.any_others, values, 0.0)

@@ -5,7 +5,7 @@ from torch import Tensor
 from composer_distill.losses.base import Schedule
 from composer_distill.losses.checks import check_number, check_temperature
 from composer_distill.losses.functional import TemperedLoss
-from composer_distill.losses.labelled import labelled_rows, split
+from composer_distill.losses.labelled import labelled_rows, split, where_others
 
 
 def normalized_kd(
@@ -30,7 +30,7 @@ def normalized_kd(
     if temperature != 1.0:
         q, p = split(rows.student, y, temperature), split(rows.teacher, y, temperature)
     # The label itself is at the floor among the others: exp gives 0, and its product is 0.
-    of_others = -(p.among_others.exp() * q.among_others).sum(1)
+    of_others = where_others(-(p.among_others.exp() * q.among_others).sum(1), q, p)
     return rows.reduce(of_label + gamma * temperature**2 * of_others)
 
 
@@ -42,6 +42,9 @@ class NormalizedKD(TemperedLoss):
     label, at temperature T and multiplied by T^2. Both terms are cross-entropies, as in the paper:
     the loss is not 0 where student and teacher agree, and its minimum is not there, because the
     first term alone wants ``q_y`` to be 1.
+
+    Where student or teacher rules out every class but the label there is no distribution among the
+    others: the second term of that position is 0, and the position counts in the mean.
 
     Args:
         gamma: Weight of the other classes.
