@@ -113,8 +113,9 @@ class HeadRecorder:
         if head is None or head.hidden.ndim != 3:
             raise ValueError(
                 f"{self._owner}: its forward did not call its output embedding as a module on "
-                "(batch, positions, width), as a model compiled as a whole does not. Use "
-                "KLDivergence, which needs logits alone."
+                "(batch, positions, width). A model compiled as a whole does not, nor one that "
+                "calls it on other axes, as ProphetNet does on its streams. Use KLDivergence, "
+                "which needs logits alone."
             )
         if is_freed(head.weight):
             head = self._gather(head)

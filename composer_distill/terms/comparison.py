@@ -137,6 +137,11 @@ def check_shapes(student: Tensor, teacher: Tensor, owner: str, remedy: str | Non
             "Both must answer the same positions: map its inputs with Teacher(..., input_fn=...) "
             "or its outputs with Teacher(..., output_fn=...)."
         )
+        if abs(student.ndim - teacher.ndim) == 1 and 2 in (student.ndim, teacher.ndim):
+            message += (
+                " If one of the models answers labelled positions alone, as ModernBERT with "
+                "sparse_prediction=True does, turn that setting off."
+            )
     raise ValueError(message)
 
 

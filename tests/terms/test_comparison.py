@@ -40,6 +40,16 @@ def test_other_positions_are_refused_though_torch_would_broadcast(shape):
         check_shapes(torch.zeros(8, 10), torch.zeros(shape), "teacher 0 (x)")
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_model_of_labelled_positions_alone_is_told_so(swapped):
+    both = [torch.zeros(14, 32), torch.zeros(4, 10, 32)]
+    with pytest.raises(ValueError, match=r"labelled positions alone.*sparse_prediction=True"):
+        check_shapes(*(reversed(both) if swapped else both), "teacher 0 (x)")
+    with pytest.raises(ValueError, match="same positions") as error:
+        check_shapes(torch.zeros(4, 9, 32), both[1], "teacher 0 (x)")
+    assert "labelled positions" not in str(error.value)
+
+
 def test_a_student_without_a_class_axis_is_named_itself():
     with pytest.raises(ValueError, match=r"^the student: its output has shape \(8,\)") as error:
         check_shapes(torch.zeros(8), torch.zeros(8, 10), "teacher 0 (x)")
