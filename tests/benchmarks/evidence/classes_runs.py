@@ -37,15 +37,19 @@ TEACHER_LAYERS = 6
 
 @dataclass(frozen=True)
 class Scale:
-    """How long students and teachers train, on which texts, and on how many at the most."""
+    """How long students and teachers train, on which texts, and on how many at the most.
+
+    A teacher of few labels trains for few or for many batches.
+    """
 
     steps: int = 100
     teacher_steps: int = 240
+    few_steps: tuple[int, ...] = (60, 240)
     texts: tuple[str, ...] = ("movies", "news")
     most: int = 4000
 
 
-FAST = Scale(steps=2, teacher_steps=4, texts=("news",), most=100)
+FAST = Scale(steps=4, teacher_steps=4, few_steps=(2, 4), texts=("news",), most=100)
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Setting:
         way: What is learned beside the labels: ``"logits"``, ``"relations"``, ``"hidden"``.
         few: Whether 5 % of the texts have labels, for the teacher too.
         unlabelled: Whether it sees all texts, and no label.
+        smoothing: Of the labels; 0: none.
         validation: Whether it is scored on the texts held out for tuning.
     """
 
@@ -74,6 +79,7 @@ class Setting:
     way: str = "alone"
     few: bool = False
     unlabelled: bool = False
+    smoothing: float = 0.0
     validation: bool = False
 
     @property
@@ -91,7 +97,8 @@ def run(setting: Setting, seed: int, folder: Path) -> dict[str, Any]:
     """Train one student and return what was measured."""
     parts = load(setting.text, folder, setting.most)
     teacher = taught(setting, folder)
-    student = Classifier(student_from_teacher(teacher.model, layers=setting.layers))
+    cut = student_from_teacher(teacher.model, layers=setting.layers)
+    student = Classifier(cut, setting.smoothing)
     data = parts["few" if setting.few and not setting.unlabelled else "train"]
     algorithms = distil(setting, teacher, folder)
     begin, clock = time.process_time(), StepClock()
@@ -107,13 +114,15 @@ def run(setting: Setting, seed: int, folder: Path) -> dict[str, Any]:
 class Classifier(HuggingFaceModel):
     """A model whose embeddings stay as they are."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, smoothing: float = 0.0) -> None:
         super().__init__(model, use_logits=True, metrics=[])
+        self.smoothing = smoothing
         model.bert.embeddings.requires_grad_(False)
 
     def loss(self, outputs: Any, batch: Any) -> Tensor:
-        """Return the cross-entropy."""
-        return F.cross_entropy(outputs["logits"], batch["labels"])
+        """Return the cross-entropy, with smoothed labels if asked for."""
+        labels = batch["labels"]
+        return F.cross_entropy(outputs["logits"], labels, label_smoothing=self.smoothing)
 
 
 def distil(setting: Setting, teacher: HuggingFaceModel, folder: Path) -> list[Algorithm]:
@@ -186,9 +195,9 @@ def taught(setting: Setting, folder: Path) -> HuggingFaceModel:
         teacher.load_state_dict(torch.load(weights, weights_only=True))
         return teacher
     weights.parent.mkdir(parents=True, exist_ok=True)
-    steps = setting.teacher_steps // (4 if setting.few else 1)
     begin = time.process_time()
-    fit(teacher, parts["few" if setting.few else "train"], steps, TEACHER_RATE, 0)
+    labelled = parts["few" if setting.few else "train"]
+    fit(teacher, labelled, setting.teacher_steps, TEACHER_RATE, 0)
     end = time.process_time()
     batches = [parts["train"].part(i, i + BATCH) for i in range(0, len(parts["train"]), BATCH)]
     answers = folder / "answers" / setting.teacher
@@ -197,6 +206,7 @@ def taught(setting: Setting, folder: Path) -> HuggingFaceModel:
         "cpu_seconds": end - begin,
         "cache_cpu_seconds": time.process_time() - end,
         **quality(teacher, parts["test"]),
+        "held_out_nll": quality(teacher, parts["held out"])["nll"],
     }
     record = {name: round(value, DIGITS) for name, value in numbers.items()}
     weights.with_suffix(".json").write_text(json.dumps(record))

@@ -42,6 +42,9 @@ class Question:
 
 UNLABELLED = "no labels: distilled on 1000 unlabelled images"
 ONE_PERCENT = "1 % of labels: "
+MOVIES = "movies, 3 layers (5 % of labels, teacher of 60 batches): "
+NEWS = "news, 2 layers (5 % of labels, teacher of {} batches): "
+ALL_TEXTS = "logits, all texts unlabelled"
 OF_THE_SAME = "distilled on 1000 unlabelled images, teacher of the same labels"
 QUESTIONS = (
     Question(
@@ -318,17 +321,31 @@ QUESTIONS = (
         "accuracy",
     ),
     Question(
-        "the same, 200 labels, 4000 texts; the teacher saw the same labels",
+        "the same, against twice the steps alone",
         "classes",
-        "movies, 3 layers (5 % of labels): alone",
-        "movies, 3 layers (5 % of labels): logits, all texts unlabelled",
+        "movies, 3 layers: twice as long",
+        "movies, 3 layers: logits",
         "accuracy",
     ),
     Question(
-        "BBC topics, 77 labels, 1559 texts, two layers; the teacher saw the same labels",
+        "the same, 200 labels, 4000 texts; the teacher saw the same labels",
         "classes",
-        "news, 2 layers (5 % of labels): alone",
-        "news, 2 layers (5 % of labels): logits, all texts unlabelled",
+        f"{MOVIES}alone",
+        f"{MOVIES}{ALL_TEXTS}",
+        "accuracy",
+    ),
+    Question(
+        "BBC topics, 77 labels, 1559 texts, two layers; a teacher of these labels, 60 batches",
+        "classes",
+        f"{NEWS.format(60)}alone",
+        f"{NEWS.format(60)}{ALL_TEXTS}",
+        "accuracy",
+    ),
+    Question(
+        "the same, a teacher of 240 batches",
+        "classes",
+        f"{NEWS.format(240)}alone",
+        f"{NEWS.format(240)}{ALL_TEXTS}",
         "accuracy",
     ),
     Question(
