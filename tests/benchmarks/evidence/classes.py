@@ -29,6 +29,7 @@ def rows(seed: int, scale: Scale) -> Rows:
     found = tuning(scale) if seed == 1 else {}
     if "movies" in scale.texts:
         found |= movies(scale) | with_few("movies", scale.few_steps[0], scale)
+    found |= {f"news, 2 layers: {way}": setting(scale, "news", 2, way) for way in WAYS}
     for steps in scale.few_steps:
         found |= with_few("news", steps, scale)
     return found

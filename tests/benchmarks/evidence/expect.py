@@ -335,6 +335,13 @@ QUESTIONS = (
         "accuracy",
     ),
     Question(
+        "BBC topics, a third of MiniLM-L6's layers, all labels: logits",
+        "classes",
+        "news, 2 layers: alone",
+        "news, 2 layers: logits",
+        "accuracy",
+    ),
+    Question(
         "BBC topics, 77 labels, 1559 texts, two layers; a teacher of these labels, 60 batches",
         "classes",
         f"{NEWS.format(60)}alone",
