@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from composer_distill.losses.features.inputs import unit
 from composer_distill.losses.functional import FunctionalLoss
 from composer_distill.losses.rows import lay_out
 
@@ -21,18 +22,8 @@ def cosine_embedding(
     rows = lay_out(student, teacher, mask, dim, reduction, fewest=1)
     ruled_out = rows.student.isneginf() & rows.teacher.isneginf()
     s, t = (torch.where(ruled_out, 0.0, rows_of) for rows_of in (rows.student, rows.teacher))
-    return rows.reduce_divergence(1.0 - (_unit(s) * _unit(t)).sum(-1))
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    """Return rows of length 1, shorter where they are hardly longer than the root of epsilon."""
-    # By a large largest entry first: its square must not overflow
-    scale = vectors.detach().abs().amax(-1, keepdim=True).clamp(min=1.0)
-    scaled = vectors / scale
-    squares = scaled.square().sum(-1, keepdim=True)
-    # Of zeros epsilon alone would make gradients of 1e6, which float16 cannot hold
-    squares = torch.where(squares > 0.0, squares + _EPS / scale.square(), 1.0)
-    return scaled * squares.rsqrt()
+    # Zeros count as of length 1: epsilon alone would make gradients of 1e6, too many for float16
+    return rows.reduce_divergence(1.0 - (unit(s, epsilon=_EPS) * unit(t, epsilon=_EPS)).sum(-1))
 
 
 class CosineEmbedding(FunctionalLoss):

@@ -4,7 +4,7 @@ Without an ``attention_mask``, transformers keeps texts apart where ``position_i
 only in a forward that makes no cache of keys and values. Models make one unless told otherwise.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,20 +21,25 @@ def reads_over_borders(student: nn.Module, batch: Any) -> bool:
         >>> reads_over_borders(nn.Linear(2, 2), {"position_ids": None})
         False
     """
-    if not isinstance(batch, Mapping) or batch.get("position_ids") is None:
+    inputs = _inputs_of(batch)
+    if inputs.get("position_ids") is None or inputs.get("attention_mask") is not None:
         return False
-    if batch.get("attention_mask") is not None:
-        return False
-    configs = [m.config for m in student.modules() if hasattr(m, "config")]
-    config = next((c for c in configs if hasattr(c, "use_cache")), None)
-    caches = batch.get("use_cache", getattr(config, "use_cache", False))
+    configs = (getattr(module, "config", None) for module in student.modules())
+    config = next((each for each in configs if hasattr(each, "use_cache")), None)
+    caches = inputs.get("use_cache", getattr(config, "use_cache", False))
     return bool(caches) and not (student.training and _recomputes(student))
 
 
-def holds_packed(batch: Mapping[str, Any]) -> bool:
+def holds_packed(batch: Any) -> bool:
     """Return whether any row of a batch's ``position_ids`` begins anew; it waits for the device."""
-    positions = batch["position_ids"]
+    positions = _inputs_of(batch).get("position_ids")
     return isinstance(positions, Tensor) and bool((positions.diff(dim=-1) < 0).any())
+
+
+def _inputs_of(batch: Any) -> Mapping[str, Any]:
+    """Return the names of a batch, or of its first element, as :func:`call_model` reads it."""
+    inputs = batch[0] if isinstance(batch, Sequence) and len(batch) else batch
+    return inputs if isinstance(inputs, Mapping) else {}
 
 
 def _recomputes(student: nn.Module) -> bool:

@@ -93,7 +93,7 @@ class TeacherEvaluation:
         if positions:
             results[f"metrics/{label}/teacher_agreement"] = agreement / positions
             results[f"metrics/{label}/teacher_kl"] = kl / positions
-        for index in sorted(index for index, _ in self._everyone):
+        for index, _ in self._everyone:
             metrics = self._metrics[index]
             owner = "teacher" if len(self._metrics) == 1 else f"teacher_{index}"
             for name, metric in metrics.items():

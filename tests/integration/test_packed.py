@@ -128,6 +128,8 @@ def test_cached_answers_keep_texts_apart_and_say_so(use_cache, tmp_path, caplog)
 def test_only_a_row_of_several_texts_without_a_mask_is_asked_about():
     student, (batch,) = model("Llama"), batches()
     assert reads_over_borders(student, batch)
+    assert reads_over_borders(student, (batch, batch["labels"]))
+    assert holds_packed((batch, batch["labels"]))
     assert holds_packed(batch)
     assert not holds_packed({"position_ids": torch.arange(5)[None]})
     assert not reads_over_borders(student, batch | {"attention_mask": batch["input_ids"]})

@@ -94,13 +94,22 @@ def spread(mask: Tensor, like: Tensor) -> Tensor:
     return mask.reshape(*mask.shape, *(1,) * (like.ndim - mask.ndim))
 
 
-def unit(vectors: Tensor, dim: int = -1) -> Tensor:
-    """Return vectors of length 1; one of zeros stays so, and its gradient finite."""
+def unit(vectors: Tensor, dim: int = -1, *, epsilon: float = 0.0) -> Tensor:
+    """Return vectors of length 1; one of zeros stays so, and its gradient finite.
+
+    Args:
+        vectors: Any, at ``dim``.
+        dim: Their axis.
+        epsilon: Added to the square of a length, so that no gradient exceeds the inverse of its
+            root; those that are hardly longer than that root come out shorter.
+    """
     # By its largest entry first: the square of a large or small number must not leave its range
     largest = vectors.detach().abs().amax(dim, keepdim=True) if vectors.numel() else vectors
-    scaled = vectors / torch.where(largest > 0.0, largest, 1.0)
+    scale = largest.clamp(min=1.0) if epsilon else torch.where(largest > 0.0, largest, 1.0)
+    scaled = vectors / scale
     squares = scaled.square().sum(dim, keepdim=True)
-    return scaled * torch.where(squares > 0.0, squares, 1.0).rsqrt()
+    lengths = squares + epsilon / scale.square() if epsilon else squares
+    return scaled * torch.where(squares > 0.0, lengths, 1.0).rsqrt()
 
 
 def mean_of_kept(values: Tensor, mask: Tensor | None) -> Tensor:

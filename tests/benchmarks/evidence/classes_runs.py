@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from composer_distill import (
 )
 from composer_distill.losses import HiddenMSE, MiniLMRelation
 from tests.benchmarks.evidence.classes_texts import CLASSES, Texts, load, model_path
+from tests.benchmarks.evidence.experiment import OfOneTeacher
 from tests.benchmarks.evidence.runs import DIGITS, StepClock, median_step, today
 
 BATCH = 16
@@ -53,7 +54,7 @@ FAST = Scale(steps=4, teacher_steps=4, few_steps=(2, 4), texts=("news",), most=1
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(OfOneTeacher):
     """All that a student's run depends on, beside its seed.
 
     Args:
@@ -87,10 +88,6 @@ class Setting:
         """What files and results call the teacher."""
         labels = "5-percent" if self.few else "all"
         return f"{self.text}-{labels}-of-{self.most}-steps-{self.teacher_steps}"
-
-    def plain(self) -> dict[str, Any]:
-        """Return the setting as JSON holds it."""
-        return asdict(self) | {"teachers": [self.teacher]}
 
 
 def run(setting: Setting, seed: int, folder: Path) -> dict[str, Any]:

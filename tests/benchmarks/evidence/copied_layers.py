@@ -5,7 +5,7 @@
 Text, models and training are those of ``docs/examples/student_from_teacher.py``.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from composer.models import HuggingFaceModel
 from matplotlib.figure import Figure
 
 from composer_distill import student_from_teacher
-from tests.benchmarks.evidence.experiment import Document, Experiment, Rows, main
+from tests.benchmarks.evidence.experiment import Document, Experiment, OfOneTeacher, Rows, main
 from tests.benchmarks.evidence.plots import ALONE, DISTILLED, GREY, OTHER, panels
 from tests.benchmarks.evidence.students import by_logits, corpus, measured, taught, text
 from tests.benchmarks.evidence.tables import compare, rows_of, values
@@ -31,7 +31,7 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(OfOneTeacher):
     """All that a student's run depends on, beside its seed.
 
     Args:
@@ -50,10 +50,6 @@ class Setting:
     def teacher(self) -> str:
         """What files call the teacher."""
         return f"gpt2-6-layers-width-{self.scale.width}-steps-{self.scale.teacher_steps}"
-
-    def plain(self) -> dict[str, Any]:
-        """Return the setting as JSON holds it."""
-        return asdict(self) | {"teachers": [self.teacher]}
 
 
 def rows(seed: int, scale: Scale) -> Rows:

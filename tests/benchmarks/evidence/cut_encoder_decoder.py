@@ -6,7 +6,7 @@ The encoder reads a line of CPython's own documentation without its vowels, the 
 """
 
 import pydoc_data.topics
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from composer_distill import student_from_teacher
-from tests.benchmarks.evidence.experiment import Document, Experiment, Rows, main
+from tests.benchmarks.evidence.experiment import Document, Experiment, OfOneTeacher, Rows, main
 from tests.benchmarks.evidence.runs import DIGITS
 from tests.benchmarks.evidence.students import (
     ALONE,
@@ -61,7 +61,7 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(OfOneTeacher):
     """All that a student's run depends on, beside its seed.
 
     Args:
@@ -81,10 +81,6 @@ class Setting:
         """What files call the teacher."""
         scale = self.scale
         return f"t5-{LAYERS}-and-{LAYERS}-width-{scale.width}-steps-{scale.teacher_steps}"
-
-    def plain(self) -> dict[str, Any]:
-        """Return the setting as JSON holds it."""
-        return asdict(self) | {"teachers": [self.teacher]}
 
 
 class Lines(Dataset):

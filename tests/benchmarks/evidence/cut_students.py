@@ -6,7 +6,7 @@ Text, training and evaluation are those of ``docs/examples/causal_language_model
 """
 
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations, islice
 from pathlib import Path
 from statistics import mean, median
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from torch.utils.data import DataLoader
 
 from composer_distill import student_from_teacher
-from tests.benchmarks.evidence.experiment import Document, Experiment, Rows, main
+from tests.benchmarks.evidence.experiment import Document, Experiment, OfOneTeacher, Rows, main
 from tests.benchmarks.evidence.runs import DIGITS
 from tests.benchmarks.evidence.students import (
     ALONE,
@@ -64,7 +64,7 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(OfOneTeacher):
     """All that a student's run depends on, beside its seed.
 
     Args:
@@ -83,10 +83,6 @@ class Setting:
     def teacher(self) -> str:
         """What files call the teacher."""
         return f"llama-{LAYERS}-layers-width-{self.scale.width}-steps-{self.scale.teacher_steps}"
-
-    def plain(self) -> dict[str, Any]:
-        """Return the setting as JSON holds it."""
-        return asdict(self) | {"teachers": [self.teacher]}
 
 
 def row(cut: str, choice: str, learns: str) -> str:

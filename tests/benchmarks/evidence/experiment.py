@@ -9,10 +9,10 @@ import json
 import os
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from matplotlib.figure import Figure
@@ -30,6 +30,19 @@ class Setting(Protocol):
     def plain(self) -> dict[str, Any]:
         """Return the setting as JSON holds it, with the names of its ``teachers``."""
         ...
+
+
+class OfOneTeacher:
+    """A setting, as a dataclass, whose run has one teacher that files call by a name."""
+
+    @property
+    def teacher(self) -> str:
+        """What files and results call the teacher."""
+        raise NotImplementedError
+
+    def plain(self) -> dict[str, Any]:
+        """Return the setting as JSON holds it."""
+        return asdict(cast(Any, self)) | {"teachers": [self.teacher]}
 
 
 Rows = Mapping[str, Any]

@@ -7,7 +7,7 @@ The text is CPython's own documentation, read character by character with 15 % m
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from composer_distill import Distillation, FeatureTerm, KLDivergence, student_from_teacher
 from composer_distill.losses import AttentionKL, HiddenCosine, HiddenMSE, MiniLMRelation
 from tests.benchmarks import text
-from tests.benchmarks.evidence.experiment import Document, Experiment, Rows, main
+from tests.benchmarks.evidence.experiment import Document, Experiment, OfOneTeacher, Rows, main
 from tests.benchmarks.evidence.plots import ALONE, DISTILLED, GREY, OTHER, panels
 from tests.benchmarks.evidence.runs import DIGITS, today
 from tests.benchmarks.evidence.tables import compare, level, rows_of, values
@@ -36,7 +36,7 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(OfOneTeacher):
     """All that a student's run depends on, beside its seed.
 
     Args:
@@ -55,10 +55,6 @@ class Setting:
     def teacher(self) -> str:
         """What files call the teacher."""
         return f"modernbert-{TEACHER_LAYERS}-layers-width-{WIDE}-steps-{self.scale.teacher_steps}"
-
-    def plain(self) -> dict[str, Any]:
-        """Return the setting as JSON holds it."""
-        return asdict(self) | {"teachers": [self.teacher]}
 
 
 def rows(seed: int, scale: Scale) -> Rows:

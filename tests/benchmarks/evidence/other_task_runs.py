@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +24,7 @@ from composer_distill.demo.data import few_labels as drawn
 from composer_distill.demo.training import Plan, train
 from composer_distill.losses import HiddenMSE, RelationalKD, SimilarityPreserving
 from tests.benchmarks.evidence import fashion_runs
+from tests.benchmarks.evidence.experiment import OfOneTeacher
 from tests.benchmarks.evidence.fashion_runs import load, quality, scored_part, training_part
 from tests.benchmarks.evidence.runs import DIGITS, StepClock, WeightDecay, median_step, today
 
@@ -46,7 +47,7 @@ FAST = Scale(steps=4, images=128, few=50)
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(OfOneTeacher):
     """All that a student's run depends on, beside its seed.
 
     Args:
@@ -73,10 +74,6 @@ class Setting:
     def teacher(self) -> str:
         """What results call the teacher's record: a linear probe of its features."""
         return f"efficientnet-lite0-probe-{self.labels}-of-{self.images}"
-
-    def plain(self) -> dict[str, Any]:
-        """Return the setting as JSON holds it."""
-        return asdict(self) | {"teachers": [self.teacher]}
 
 
 @dataclass(frozen=True)

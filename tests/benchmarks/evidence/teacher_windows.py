@@ -25,6 +25,7 @@ from composer_distill.demo.models import build_student, build_teacher, jitter
 from composer_distill.demo.training import Plan, train
 from tests.benchmarks.evidence import runs
 from tests.benchmarks.evidence.experiment import Document, Experiment, Rows, main
+from tests.benchmarks.evidence.other_teachers import PLAIN, Setting
 from tests.benchmarks.evidence.plots import ALONE, DISTILLED, OTHER, dots, panels, title
 from tests.benchmarks.evidence.runs import (
     ALONE_RATES,
@@ -43,7 +44,7 @@ from tests.benchmarks.evidence.runs import (
 )
 from tests.benchmarks.evidence.tables import compare, level, rows_of, teachers_mean
 
-PLAIN, LARGE, SMALL = "alone", "large", "assistant"
+LARGE, SMALL = "large", "assistant"
 BOTH, DRAWN = "mean of both", "one of both drawn"
 FORWARDS, BACKWARDS = "assistant, then large", "large, then assistant"
 SCHEDULED = "assistant falling, large rising"
@@ -59,17 +60,6 @@ class Assistant(runs.Teacher):
     def name(self) -> str:
         """What tables, files and results call it."""
         return super().name.replace("teacher", "assistant")
-
-
-@dataclass(frozen=True)
-class Setting(runs.Setting):
-    """A setting of the evidence, and how its teachers share the training.
-
-    Args:
-        way: What the row is called.
-    """
-
-    way: str = PLAIN
 
 
 def rows(seed: int, scale: Scale) -> Rows:
