@@ -82,6 +82,8 @@ def with_few(text: str, teacher_steps: int, scale: Scale) -> dict[str, Setting]:
         kinds[SMOOTHED] = replace(alone, smoothing=SMOOTHING)
         kinds[QUARTER] = replace(alone, steps=max(scale.steps // 4, 2))
     kinds[UNLABELLED] = replace(logits, unlabelled=True)
+    if teacher_steps == scale.few_steps[-1] or text == "movies":
+        kinds |= {way: replace(alone, way=way) for way in ("relations", "hidden")}
     return {f"{few_labels(text, teacher_steps)}: {kind}": each for kind, each in kinds.items()}
 
 
