@@ -16,6 +16,7 @@ if str(ROOT) not in sys.path:
 from composer_distill import student_from_teacher  # noqa: E402
 from tests.benchmarks.evidence import cut_encoder_decoder as seq2seq  # noqa: E402
 from tests.benchmarks.evidence import cut_students as llama  # noqa: E402
+from tests.benchmarks.evidence import expect  # noqa: E402
 from tests.benchmarks.evidence.experiment import load  # noqa: E402
 from tests.benchmarks.evidence.pages import DOCS  # noqa: E402
 from tests.benchmarks.evidence.students import corpus, scored_by_chance  # noqa: E402
@@ -93,46 +94,105 @@ def test_nats_are_those_of_every_character():
 
 
 HOW_TO = " ".join((DOCS / "how-to-student.md").read_text("utf-8").partition("gained")[2].split())
+LLAMA = load(DOCS / "evidence" / "cut_students.json")
+SAID = (DOCS / "evidence" / "cut_students.md").read_text("utf-8").partition("## What it says")[2]
+SAID = " ".join(SAID.split())
+CHOSEN = [(cut, choice) for cut in llama.CUTS for choice in llama.choices(cut)]
 
 
-@pytest.mark.parametrize(
-    ("cut", "choice"), [(c, choice) for c in llama.CUTS for choice in llama.choices(c)]
-)
+def rows_of_both(cut, choice):
+    return llama.row(cut, choice, llama.ALONE), llama.row(cut, choice, llama.DISTILLED)
+
+
+@pytest.mark.parametrize(("cut", "choice"), CHOSEN)
 def test_the_guide_quotes_the_cut_students(cut, choice):
-    document = load(DOCS / "evidence" / "cut_students.json")
     untrained, alone = (
-        f"{mean(values(document, llama.row(cut, choice, how), 'nll')):.3f}"
+        f"{mean(values(LLAMA, llama.row(cut, choice, how), 'nll')):.3f}"
         for how in (llama.UNTRAINED, llama.ALONE)
     )
     assert f"{untrained}, then {alone} |" in HOW_TO
-    of_random = values(document, llama.row(cut, llama.RANDOM, llama.ALONE), "nll")
+    of_random = values(LLAMA, llama.row(cut, llama.RANDOM, llama.ALONE), "nll")
     assert f"| {mean(of_random):.3f} |" in HOW_TO
 
 
 def test_the_guide_quotes_what_distillation_changed():
-    document = load(DOCS / "evidence" / "cut_students.json")
-    changed = [
-        mean(
-            changes(
-                document, llama.row(cut, of, llama.ALONE), llama.row(cut, of, "distilled"), "nll"
-            )
-        )
-        for cut in llama.CUTS
-        for of in llama.choices(cut)
+    found = {each: changes(LLAMA, *rows_of_both(*each), "nll") for each in CHOSEN}
+    assert f"{max(abs(mean(each)) for each in found.values()):.3f} nats at most" in HOW_TO
+    lost = found.pop(("neurons", llama.CHANCE))
+    assert min(lost) > 0
+    assert f"neurons by chance, which lost {mean(lost):.3f} on every seed" in HOW_TO
+    assert all(mean(each) < 0 for each in found.values())
+
+
+def test_the_page_says_which_rows_gain_by_distillation_and_which_lose():
+    said = {}
+    for each in CHOSEN:
+        question = expect.Question("", "cut_students", *rows_of_both(*each))
+        difference, half = expect.interval(LLAMA, question)
+        said.setdefault(expect.verdict(difference, half, "nll"), {})[each] = f"{difference:+.3f}"
+    assert said[expect.LOSS] == {("neurons", llama.CHANCE): "+0.003"}
+    assert said[expect.GAIN] == {
+        ("layers", llama.IMPORTANCE): "-0.012",
+        ("layers", llama.CHANCE): "-0.022",
+        ("neurons", llama.IMPORTANCE): "-0.005",
+        ("channels", llama.IMPORTANCE): "-0.005",
+        ("channels", llama.CHANCE): "-0.005",
+    }
+    assert list(said[expect.UNCLEAR]) == [
+        ("layers", llama.EVEN),
+        ("heads", llama.IMPORTANCE),
+        ("heads", llama.CHANCE),
     ]
-    assert f"{max(map(abs, changed)):.3f} nats at most" in HOW_TO
-    assert sum(change > 0 for change in changed) == 1
-    assert HOW_TO.count("but for neurons by chance") == 1
+    assert min(said[expect.UNCLEAR].values(), key=float) == "-0.004"
+    assert "five of nine rows gain: layers by chance 0.022," in SAID
+    assert "layers by importance 0.012, though on one seed they lose 0.002;" in SAID
+    assert "neurons by importance and both rows of channels 0.005." in SAID
+    assert "layers at even distances and both rows of heads, 0.004 at most." in SAID
+    assert "Neurons by chance lose 0.003, and on every seed." in SAID
 
 
-def test_chance_drew_layers_with_the_first_and_all_others_are_worse():
-    document = load(DOCS / "evidence" / "cut_students.json")
-    kept = [run["kept"] for run in runs_of(document, llama.row("layers", llama.CHANCE, "alone"))]
-    assert all(layers[0] == 0 for layers in kept)
-    (teacher,) = document["teachers"].values()
+@pytest.mark.parametrize(
+    ("cut", "quoted"), [("neurons", 0.045), ("heads", 0.022), ("channels", 0.011)]
+)
+def test_importance_is_better_than_chance_on_every_seed(cut, quoted):
+    for how in (llama.ALONE, llama.DISTILLED):
+        rows = [llama.row(cut, choice, how) for choice in (llama.CHANCE, llama.IMPORTANCE)]
+        moved = changes(LLAMA, *rows, "nll")
+        assert len(moved) == 5
+        assert max(moved) < 0
+        if how == llama.ALONE:
+            assert round(-mean(moved), 3) == quoted
+            assert f"{quoted:.3f} " in SAID
+
+
+@pytest.mark.parametrize(
+    ("how", "quoted"), [(llama.UNTRAINED, "by 0.285"), (llama.DISTILLED, "by 0.010")]
+)
+def test_importance_is_better_than_even_distances_where_the_page_says_so(how, quoted):
+    rows = [llama.row("layers", choice, how) for choice in (llama.EVEN, llama.IMPORTANCE)]
+    moved = changes(LLAMA, *rows, "nll")
+    assert max(moved) < 0
+    assert f"by {-mean(moved):.3f}" == quoted
+    assert quoted in SAID
+
+
+def test_the_first_layer_has_to_stay():
+    (teacher,) = LLAMA["teachers"].values()
     nats = teacher["by_chance"]["layers"]  # in the order of combinations
     assert len(nats) == 20
-    assert max(nats[:10]) < min(nats[10:])
+    assert (f"{min(nats[10:]):.3f}", f"{max(nats[:10]):.3f}") == ("3.862", "2.720")
+    assert "have 3.862 and more, those with it at most 2.720." in SAID
+    (lost, kept), (lost_distilled, kept_distilled) = (
+        [
+            [f"{run['nll']:.3f}" for run in by_chance if (run["kept"][0] == 0) == first]
+            for first in (False, True)
+        ]
+        for by_chance in (runs_of(LLAMA, row) for row in rows_of_both("layers", llama.CHANCE))
+    )
+    without, has = " and ".join(lost), f"{min(kept)} to {max(kept)}"
+    assert f"{without} on text alone, {' and '.join(lost_distilled)} distilled, with it" in SAID
+    assert f"with it {has} and {min(kept_distilled)} to {max(kept_distilled)}." in SAID
+    assert f"{without}, else to {has}:" in HOW_TO
 
 
 @pytest.mark.parametrize("how", ["alone", "distilled"])

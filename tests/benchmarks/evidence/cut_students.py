@@ -266,7 +266,6 @@ EXPERIMENT = Experiment(
     show,
     draw,
     run=run,
-    seeds=2,
     scales=(Scale(), Scale(4, 4, 32, 1, 2, 2000)),
     packages=("mosaicml", "torch", "transformers"),
 )
