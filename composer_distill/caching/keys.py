@@ -57,7 +57,8 @@ def read_batch(
         fields: Names of a mapping's entries that the teacher reads; None for all but
             ``label_keys``.
         label_keys: Names of entries that are read only where ``fields`` names them.
-        lacked: Names of entries that the teacher reads too, and that a batch may not have.
+        lacked: Names of entries that the teacher reads too, and that a batch may not have; but for
+            a mask, which may say what none says.
 
     Raises:
         TypeError: If something that is read is neither tensor nor plain data.
@@ -82,7 +83,8 @@ def read_batch(
             sample.append(piece)
     for name in sorted(masks):
         whole = not _tells_all(masks[name], name, entries)
-        for sample, piece in zip(pieces, _patterns(name, masks[name], whole), strict=True):
+        given = _packed(entries.get("position_ids"), masks[name]) & (name == _MASKS[0])
+        for sample, piece in zip(pieces, _patterns(name, masks[name], whole, given), strict=True):
             sample.append(piece)
     digest = need("xxhash").xxh3_128_digest
     joined = b"".join(digest(b"".join(sample)) for sample in pieces)
@@ -106,14 +108,15 @@ def _entries(
         yield "", batch
         return
     for name in lacked:
-        if batch.get(name) is not None:
+        if batch.get(name) is not None and name not in _MASKS:
             raise ValueError(
                 f"the batch holds {plain(name)!r}, which the teacher would read too, and which no "
                 "batch held when its answers were kept. Use the data and the collator that the "
                 "cache was written with."
             )
     names = [name for name in batch if name not in labels] if fields is None else fields
-    for name in names:
+    masks = [name for name in _MASKS if name in lacked]  # none was given: 1 throughout
+    for name in [*names, *masks]:
         if name in batch and batch[name] is not None:
             yield name, batch[name]
         elif fields is not None and name not in _MASKS:
@@ -173,11 +176,24 @@ def _tells_all(cut: _Cut, name: str, entries: Mapping[str, Any]) -> bool:
     return bool(cut_by_it) and about - others == set()
 
 
-def _patterns(name: str, cut: _Cut, whole: bool) -> Iterator[bytes]:
-    """Give what a mask says within the attended span; nothing where it is 1 throughout."""
-    for row, first, last in zip(cut.mask, cut.first, cut.last, strict=True):
+def _packed(places: Any, cut: _Cut) -> np.ndarray:
+    """Return which rows hold several texts, that a model may keep apart only without a mask."""
+    shapes = (cut.mask.shape, (1, *cut.mask.shape[1:]))
+    if not isinstance(places, Tensor) or tuple(places.shape) not in shapes:
+        return np.zeros(len(cut.mask), bool)
+    after = np.arange(1, cut.mask.shape[1])
+    inside = (after > cut.first[:, None]) & (after < cut.last[:, None])
+    return ((np.diff(places.to("cpu").numpy(), axis=1) != 1) & inside).any(1)
+
+
+def _patterns(name: str, cut: _Cut, whole: bool, given: np.ndarray) -> Iterator[bytes]:
+    """Give what a mask says within the attended span.
+
+    Nothing where it is 1 throughout, but for rows of which it counts that it was given.
+    """
+    for row, first, last, told in zip(cut.mask, cut.first, cut.last, given, strict=True):
         span = row if whole else row[first:last]
-        plain = not whole and (span == 1).all()
+        plain = not whole and not told and (span == 1).all()
         yield b"" if plain else f"{name}\0{len(span)}\0".encode() + span.tobytes()
 
 

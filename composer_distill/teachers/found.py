@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from composer.core import State
-from torch import Tensor, nn
+from torch import Tensor
 
 from composer_distill.caching.answers import Answers
 from composer_distill.caching.few import join
@@ -85,7 +85,7 @@ class CachedAnswers:
             ValueError: If samples are not in the cache and there is no live teacher, or a position
                 counts at which none was kept.
         """
-        self._tell_of_packed(microbatch.view, state.model)
+        self._tell_of_packed(microbatch.view, state)
         answers, mask = self._found(microbatch.view)
         if answers is None:
             return self._asked(microbatch, state)
@@ -97,7 +97,7 @@ class CachedAnswers:
 
     def sparse_target(self, microbatch: Microbatch, state: State) -> SparseTarget:
         """Return what is known of the teacher at the positions that count; see :meth:`target`."""
-        self._tell_of_packed(microbatch.view, state.model)
+        self._tell_of_packed(microbatch.view, state)
         kept, mask = self._found(microbatch.view)
         if kept is None:
             every = replace(microbatch, mask=None)
@@ -113,9 +113,11 @@ class CachedAnswers:
         device = microbatch.logits.device
         return target.map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def _tell_of_packed(self, view: Any, student: nn.Module) -> None:
+    def _tell_of_packed(self, view: Any, state: State) -> None:
         """Warn once where the student reads over borders of texts that the teacher kept apart."""
-        if not self._told and reads_over_borders(student, view) and holds_packed(view):
+        if self._told:
+            return
+        if reads_over_borders(state.model, view, state.outputs) and holds_packed(view):
             self._told = True
             _log.warning(
                 "%s: position_ids begin anew within a row, where its answers were written in a "
@@ -204,7 +206,7 @@ def _not_found(label: str, missing: int, of: int) -> str:
     return (
         f"{label}: {missing} of the {of} samples of this batch are not in the cache. Answers are "
         "found by what the teacher read, so that it was something else when they were written: "
-        "another tokenizer, maximal length, collator or type; an augmentation that draws anew each "
-        "epoch; or other data. Write these too with cache_teacher, or pass "
-        "CachedTeacher(folder, teacher=model), which answers them."
+        "another tokenizer, maximal length, collator or type; packed texts with a mask or without; "
+        "an augmentation that draws anew each epoch; or other data. Write these too with "
+        "cache_teacher, or pass CachedTeacher(folder, teacher=model), which answers them."
     )

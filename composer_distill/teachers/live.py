@@ -1,5 +1,6 @@
 """A teacher at work in a Trainer: placed or sharded, and asked without leaving a trace."""
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -13,11 +14,13 @@ from composer_distill.teachers.head_recorder import Head, HeadRecorder
 from composer_distill.teachers.heads import only_at, without_logits
 from composer_distill.teachers.lending import Lending
 from composer_distill.teachers.microbatch import Microbatch
-from composer_distill.teachers.outputs import call_model, extract_logits
-from composer_distill.teachers.packed import reads_over_borders
+from composer_distill.teachers.outputs import call_model, extract_logits, names_read
+from composer_distill.teachers.packed import cannot_read, reads_over_borders
 from composer_distill.teachers.sharding import Sharding, is_to_be_sharded, reshard, shard
 from composer_distill.teachers.streams import untouched_streams
 from composer_distill.teachers.teacher import Extract, Forward, Teacher
+
+_log = logging.getLogger(__name__)
 
 
 class LiveTeacher:
@@ -35,7 +38,7 @@ class LiveTeacher:
         self.window = teacher.window
         self._device = torch.device("cpu")
         self.sharded = False  # known from INIT on
-        self._away = False
+        self._away = self._told = False
         self._recorder: HeadRecorder | None = None
         self._lending = Lending(label)
         self.call: Forward = call_model  # by which its model runs: others may listen there
@@ -132,8 +135,10 @@ class LiveTeacher:
         )
         extract = extract or partial(extract_logits, owner=self.label)
         alone = state.model is self.teacher.model  # while answers are written there is no student
-        crosses = not alone and reads_over_borders(state.model, microbatch.view)
-        call = partial(self.call, use_cache=True) if crosses else self.call
+        over = not alone and reads_over_borders(state.model, microbatch.view, state.outputs)
+        if not alone:
+            self._tell_of_packed(microbatch.view, over=over)
+        call = partial(self.call, over_borders=True) if over else self.call
         with untouched_streams(microbatch.logits.device), torch.no_grad(), precision, around:
             with self._lending.lend(microbatch.view) as batch:
                 try:
@@ -149,3 +154,20 @@ class LiveTeacher:
                 reshard(self.teacher.model)
         # A teacher may turn gradients or inference mode on in its own forward
         return logits.clone() if logits.is_inference() else logits.detach()
+
+    def _tell_of_packed(self, view: Any, *, over: bool) -> None:
+        """Warn once where it can't read packed texts as the student does."""
+        if self._told or self.teacher.input_fn is not None:
+            return
+        model = self.teacher.model
+        is_told = names_read(model, view) is not None
+        self._told = cannot_read(model, view, over=over, is_told=is_told)
+        if self._told:
+            ways = ("keeps such texts apart", "reads over their borders")
+            _log.warning(
+                "%s: position_ids begin anew within a row. The student %s, and this teacher %s: "
+                "behind a row's first text it answers something else. Put one text in each row.",
+                self.label,
+                ways[over],
+                ways[not over],
+            )

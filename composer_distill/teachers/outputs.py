@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from composer_distill.caching.keys import BY_POSITION
 from composer_distill.teachers.decoders import decoder_inputs
+from composer_distill.teachers.packed import read_over_borders
 
 LABEL_KEYS = frozenset(
     ("labels", "label", "label_ids", "next_sentence_label", "start_positions", "end_positions")
@@ -22,7 +23,7 @@ LABEL_KEYS = frozenset(
 """Keys of a mapping batch that teachers never see: a model that reads them computes a loss."""
 
 
-def call_model(model: nn.Module, batch: Any, *, use_cache: bool = False) -> Any:
+def call_model(model: nn.Module, batch: Any, *, over_borders: bool = False) -> Any:
     """Run a model's forward on a batch, without labels and without changing the batch.
 
     A ``ComposerModel`` takes the whole batch. A plain module takes the batch's first element; where
@@ -33,8 +34,8 @@ def call_model(model: nn.Module, batch: Any, *, use_cache: bool = False) -> Any:
     Args:
         model: The model, in the mode that it should run in.
         batch: A tensor, a tuple or list, or a mapping.
-        use_cache: Whether a Hugging Face model makes a cache, as its student does where texts are
-            packed; see ``packed``.
+        over_borders: Whether a Hugging Face model reads over the borders of packed texts, as its
+            student does; see ``packed``.
 
     Returns:
         Whatever the model returns.
@@ -45,7 +46,7 @@ def call_model(model: nn.Module, batch: Any, *, use_cache: bool = False) -> Any:
         ):  # a HuggingFaceModel
             wrapped = getattr(model, "model", model)
             names = set(model.model_forward_args)  # pyright: ignore[reportArgumentType]
-            batch = _language_inputs(wrapped, batch, names, use_cache)
+            batch = _language_inputs(wrapped, batch, names, over_borders)
         return model(batch)
     inputs = batch[0] if isinstance(batch, Sequence) else batch
     if not isinstance(inputs, Mapping):
@@ -54,7 +55,7 @@ def call_model(model: nn.Module, batch: Any, *, use_cache: bool = False) -> Any:
     unlabelled = {key: value for key, value in inputs.items() if key not in LABEL_KEYS}
     if names is not None and not names & unlabelled.keys():
         return model(unlabelled)
-    return model(**_language_inputs(model, inputs, names, use_cache))
+    return model(**_language_inputs(model, inputs, names, over_borders))
 
 
 def extract_logits(output: Any, owner: str) -> Tensor:
@@ -141,7 +142,7 @@ def names_read(model: nn.Module, batch: Any) -> tuple[str, ...] | None:
 
 
 def names_lacked(model: nn.Module, read: Collection[str] | None) -> tuple[str, ...]:
-    """Return the names of entries with a value for each position that a model would read too.
+    """Return the names of entries for each position, the mask's too, that a model would read too.
 
     Args:
         model: The model.
@@ -151,7 +152,8 @@ def names_lacked(model: nn.Module, read: Collection[str] | None) -> tuple[str, .
         return ()
     wrapped = hasattr(model, "eval_forward")  # then by Composer, since its names were read
     names = set(model.model_forward_args) if wrapped else _forward_names(model)  # pyright: ignore[reportArgumentType]
-    return tuple(name for name in BY_POSITION if name in (names or ()) and name not in read)
+    known = ("attention_mask", *BY_POSITION)
+    return tuple(name for name in known if name in (names or ()) and name not in read)
 
 
 def _find_logits(output: Any) -> Tensor | None:
@@ -201,7 +203,7 @@ def _no_logits(output: Any) -> str:
 
 
 def _language_inputs(
-    model: nn.Module, batch: Mapping[str, Any], names: set[str] | None, use_cache: bool
+    model: nn.Module, batch: Mapping[str, Any], names: set[str] | None, over_borders: bool
 ) -> dict[str, Any]:
     """Return the keyword arguments for ``model``: no labels, a decoder's inputs made."""
     inputs = {
@@ -213,7 +215,9 @@ def _language_inputs(
         made = decoder_inputs(model, batch["labels"])
         inputs |= {} if made is None else {"decoder_input_ids": made}
     if names is not None and "use_cache" in names:
-        inputs["use_cache"] = use_cache
+        inputs["use_cache"] = False
+    if over_borders and names is not None and "attention_mask" in names:
+        read_over_borders(model, inputs)
     return inputs
 
 

@@ -62,6 +62,33 @@ def test_what_differs_has_another_key():
     assert all(one != other for one, other in combinations(found, 2))
 
 
+def test_of_packed_texts_it_counts_whether_a_mask_was_given():
+    places = torch.tensor([[0, 1, 2], [0, 1, 0]])
+    given = keys(text(IDS, position_ids=places))
+    none = keys({"input_ids": IDS, "position_ids": places})
+    assert given[0] == none[0]
+    assert given[1] != none[1]
+    padded = torch.nn.functional.pad
+    wider = text(padded(IDS, (2, 1)), [[0, 0, 1, 1, 1, 0]] * 2, position_ids=padded(places, (2, 1)))
+    assert keys(wider) == given
+    both = keys(text(IDS, position_ids=places[1:]))  # one for all rows
+    assert not set(both) & set(keys({"input_ids": IDS, "position_ids": places[1:]}))
+
+
+def test_a_mask_that_no_batch_had_is_read_where_the_teacher_would():
+    places = torch.tensor([[0, 1, 2], [0, 1, 0]])
+    fields, beside = ["input_ids", "position_ids"], {"lacked": ["attention_mask"]}
+    without = {"input_ids": IDS, "position_ids": places}
+    kept = read_batch(without, fields, **beside).keys.tolist()
+    found = read_batch(text(IDS, position_ids=places), fields, **beside).keys.tolist()
+    assert (kept[0] == found[0], kept[1] == found[1]) == (True, False)
+    mask = [[0, 1, 1, 1], [0, 1, 1, 1]]
+    padded = [torch.nn.functional.pad(each, (1, 0)) for each in (IDS, places)]
+    wider = read_batch(text(padded[0], mask, position_ids=padded[1]), fields, **beside)
+    assert wider.keys.tolist() == found
+    assert read_batch(without, fields).keys.tolist() == kept
+
+
 def test_what_stands_in_a_hole_is_not_read():
     mask = [[1, 0, 1]]
     assert keys(text(IDS[:1], mask)) == keys(text(torch.tensor([[5, 77, 7]]), mask))

@@ -209,6 +209,26 @@ def test_a_hugging_face_model_gets_no_cache_and_the_keys_that_it_knows():
     assert seen["max_length_q"] == 4  # written down by transformers, as for attention
 
 
+def test_a_model_reads_over_borders_of_packed_texts_by_a_mask_and_without_a_cache():
+    model, seen = llama(), {}
+    model.model.register_forward_hook(
+        lambda m, args, kwargs, out: seen.update(kwargs, cache=out.past_key_values),
+        with_kwargs=True,
+    )
+    batch = {"input_ids": torch.arange(4)[None], "position_ids": torch.tensor([[0, 1, 0, 1]])}
+    call_model(model, batch, over_borders=True)
+    assert seen["cache"] is None
+    assert seen["attention_mask"].tolist() == [[1] * 4]
+    assert batch.keys() == {"input_ids", "position_ids"}
+    mask = torch.tensor([[0, 1, 1, 1]])
+    call_model(model, {**batch, "attention_mask": mask}, over_borders=True)
+    assert seen["attention_mask"] is mask
+    embedded = {**batch, "inputs_embeds": torch.zeros(1, 4, 16)}
+    del embedded["input_ids"]
+    call_model(model, embedded, over_borders=True)
+    assert seen["attention_mask"].tolist() == [[1] * 4]
+
+
 def test_a_model_with_adapters_gets_what_its_base_knows():
     class Adapted(nn.Module):
         def __init__(self):
