@@ -17,7 +17,7 @@ from composer_distill.teachers.cached import CachedTeacher, tokenizer_digest
 from composer_distill.teachers.live import LiveTeacher
 from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.teachers.outputs import LABEL_KEYS
-from composer_distill.teachers.packed import holds_packed, reads_over_borders
+from composer_distill.teachers.packed import always_reads_over, holds_packed, reads_over_borders
 from composer_distill.teachers.sharding import Sharding
 
 _log = logging.getLogger(__name__)
@@ -119,11 +119,16 @@ class CachedAnswers:
             return
         if reads_over_borders(state.model, view, state.outputs) and holds_packed(view):
             self._told = True
+            caches = always_reads_over(state.model, view) is None
             _log.warning(
                 "%s: position_ids begin anew within a row, where its answers were written in a "
-                "forward that keeps packed texts apart, if the model can; the student reads over "
-                "their borders, since it makes a cache. Set student.config.use_cache = False.",
+                "forward that keeps packed texts apart, if the model can; the student %s",
                 self.label,
+                "reads over their borders, since it makes a cache. Set student.config.use_cache = "
+                "False."
+                if caches
+                else "always reads over their borders. Have the collator give an attention_mask of "
+                "ones, in writing and in training.",
             )
 
     def _found(self, view: Any) -> tuple[list[Any] | None, Tensor | None]:

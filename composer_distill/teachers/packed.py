@@ -29,8 +29,30 @@ def reads_over_borders(student: nn.Module, batch: Any, outputs: Any = None) -> b
     inputs = _inputs_of(batch)
     if not _may_be_packed(inputs):
         return False
-    always = _always_reads_over(student, inputs)
+    always = always_reads_over(student, inputs)
     return _makes_cache(student, inputs, outputs) if always is None else always
+
+
+def always_reads_over(model: nn.Module, batch: Any) -> bool | None:
+    """Return what is known of a model whatever it caches; None where a cache decides, or nothing.
+
+    Models of transformers keep texts apart that make their masks by its ``create_causal_mask`` and
+    are told ``position_ids``.
+
+    Args:
+        model: A student or a teacher.
+        batch: What it is asked.
+    """
+    base = _pretrained_in(model)
+    if base is None or not any(_files_of(base)):  # its code is not transformers' own
+        return None
+    told = "position_ids" in inspect.signature(base.forward).parameters
+    files = (file for module in base.modules() for file in _files_of(module))
+    keeps = told and any(hasattr(file, "create_causal_mask") for file in files)
+    if keeps and str(base.config._attn_implementation).startswith("flash_attention"):
+        read = _inputs_of(batch).get("input_ids")
+        return len(read) > 1 if isinstance(read, Tensor) else None
+    return None if keeps else True
 
 
 def cannot_read(teacher: nn.Module, batch: Any, *, over: bool, is_told: bool) -> bool:
@@ -45,7 +67,7 @@ def cannot_read(teacher: nn.Module, batch: Any, *, over: bool, is_told: bool) ->
     inputs = _inputs_of(batch)
     if not _may_be_packed(inputs):
         return False
-    reads = _always_reads_over(teacher, inputs)
+    reads = always_reads_over(teacher, inputs)
     if reads is None and not is_told and _pretrained_in(teacher) is not None:
         reads = _makes_cache(teacher, inputs, None)
     return reads is not None and reads is not over and holds_packed(batch)
@@ -64,7 +86,7 @@ def read_over_borders(model: nn.Module, inputs: dict[str, Any]) -> None:
         model: The model.
         inputs: Its inputs by name, to which a mask is added.
     """
-    if _may_be_packed(inputs) and _always_reads_over(model, inputs) is None:
+    if _may_be_packed(inputs) and always_reads_over(model, inputs) is None:
         read = inputs.get("input_ids")
         read = inputs.get("inputs_embeds") if read is None else read
         if isinstance(read, Tensor):
@@ -80,24 +102,6 @@ def _inputs_of(batch: Any) -> Mapping[str, Any]:
     """Return the names of a batch, or of its first element, as :func:`call_model` reads it."""
     inputs = batch[0] if isinstance(batch, Sequence) and len(batch) else batch
     return inputs if isinstance(inputs, Mapping) else {}
-
-
-def _always_reads_over(model: nn.Module, inputs: Mapping[str, Any]) -> bool | None:
-    """Return what is known of a model whatever it caches; None where a cache decides, or nothing.
-
-    Models of transformers keep texts apart that make their masks by its ``create_causal_mask`` and
-    are told ``position_ids``.
-    """
-    base = _pretrained_in(model)
-    if base is None or not any(_files_of(base)):  # its code is not transformers' own
-        return None
-    told = "position_ids" in inspect.signature(base.forward).parameters
-    files = (file for module in base.modules() for file in _files_of(module))
-    keeps = told and any(hasattr(file, "create_causal_mask") for file in files)
-    if keeps and str(base.config._attn_implementation).startswith("flash_attention"):
-        read = inputs.get("input_ids")
-        return len(read) > 1 if isinstance(read, Tensor) else None
-    return None if keeps else True
 
 
 def _pretrained_in(model: nn.Module) -> Any | None:

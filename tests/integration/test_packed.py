@@ -236,6 +236,20 @@ def test_cached_answers_keep_texts_apart_and_say_so(use_cache, tmp_path, caplog)
     assert ("use_cache = False" in caplog.text) is use_cache
 
 
+def test_a_mask_of_ones_gives_cached_answers_to_a_student_that_keeps_no_texts_apart(
+    tmp_path, caplog
+):
+    student, teacher = model("gpt2"), model("llama")
+    for name, masked in (("apart", False), ("as one", True)):
+        folder, data = tmp_path / name, batches(masked=masked)
+        cache_teacher(HuggingFaceModel(copy.deepcopy(teacher)), data, folder)
+        log = distilled(copy.deepcopy(student), CachedTeacher(folder), data=data)
+        right = log["loss/train/kd"] == pytest.approx(by_hand(student, teacher, True), rel=1e-4)
+        assert right is masked
+        assert ("attention_mask of ones" in caplog.text) is not masked
+        caplog.clear()
+
+
 @pytest.mark.parametrize("masked", [True, False])
 def test_answers_to_packed_texts_are_found_by_whether_a_mask_was_given(masked, tmp_path):
     student, folder = model("llama", use_cache=False), tmp_path / "answers"
