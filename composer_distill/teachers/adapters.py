@@ -120,7 +120,7 @@ class AdapterFree:
             microbatch: What the student saw and answered; it is left unchanged.
             state: The Trainer's state.
         """
-        kept = only_at(self.teacher.student, microbatch.head_mask)
+        kept = only_at(self.teacher.student, microbatch)
         return self._live.ask(microbatch, state, kept)
 
 

@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from composer_distill.teachers.gathering import unwrapped
+from composer_distill.teachers.microbatch import Microbatch
 
 
-def only_at(model: nn.Module, mask: Tensor | None) -> AbstractContextManager[None]:
+def only_at(model: nn.Module, microbatch: Microbatch) -> AbstractContextManager[None]:
     """Have a language model compute its logits at the kept positions alone.
 
     The hidden states of the other positions are dropped just before the output embedding, the
@@ -23,24 +24,25 @@ def only_at(model: nn.Module, mask: Tensor | None) -> AbstractContextManager[Non
 
     Args:
         model: The model, bare or as a ``HuggingFaceModel``.
-        mask: True where a position counts, ``(B, T)``; None to change nothing.
+        microbatch: Whose ``head_mask``, ``(B, T)``, says which count; nothing changes without one.
 
     Shape:
         - logits inside: ``(1, K, C)`` instead of ``(B, T, C)``, with K positions kept.
     """
-    head = None if mask is None else output_embedding(model)
-    return nullcontext() if head is None or mask is None else _keep_before(head, mask)
+    head = None if microbatch.head_mask is None else output_embedding(model)
+    return nullcontext() if head is None else _keep_before(head, microbatch)
 
 
 @contextmanager
-def _keep_before(head: nn.Module, mask: Tensor) -> Iterator[None]:
+def _keep_before(head: nn.Module, microbatch: Microbatch) -> Iterator[None]:
     """Hand an output embedding the hidden states of the kept positions alone."""
 
     def keep(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
         hidden = arguments[0] if arguments else None
-        if not isinstance(hidden, Tensor) or hidden.shape[:-1] != mask.shape:
+        mask, places = microbatch.head_mask, microbatch.places
+        if not isinstance(hidden, Tensor) or mask is None or hidden.shape[:-1] != mask.shape:
             return None
-        return (hidden[mask].unsqueeze(0), *arguments[1:])
+        return (hidden.flatten(0, -2)[places].unsqueeze(0), *arguments[1:])
 
     handle = head.register_forward_pre_hook(keep)
     try:

@@ -83,8 +83,9 @@ class LiveTeacher:
             microbatch: What the student saw and answered; it is left unchanged.
             state: The Trainer's state.
         """
-        kept = microbatch.head_mask if self.teacher.answers_as_the_student else None
-        return self.ask(microbatch, state, only_at(self.teacher.model, kept))
+        as_student = self.teacher.answers_as_the_student
+        around = only_at(self.teacher.model, microbatch) if as_student else nullcontext()
+        return self.ask(microbatch, state, around)
 
     def head(self, microbatch: Microbatch, state: State) -> tuple[Head, Tensor]:
         """Return the model's hidden states and output embedding, and its logits at one position.

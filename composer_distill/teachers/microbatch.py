@@ -71,11 +71,12 @@ class Microbatch:
         """The kept positions, as rows where not all are: what is logged."""
         if self.mask is None:
             return Compared(self.logits, self.axis, None, self.labels)
-        rows, labels = self._rows, self.labels
+        labels = self.labels
         if self.empty:
             rows = self.logits.new_zeros(1, self.logits.shape[self.axis])
             return Compared(rows, labels=None if labels is None else labels.new_zeros(1))
-        return Compared(rows, labels=None if labels is None else labels[self.mask])
+        labels = None if labels is None else labels.reshape(-1)[self.places]
+        return Compared(self.rows_of(self.logits), labels=labels)
 
     @cached_property
     def compared(self) -> Compared:
@@ -88,12 +89,34 @@ class Microbatch:
         """Return a target in the shape of ``compared`` at the kept positions, as ``kept`` is."""
         if self.mask is None or self.selects:
             return target
-        return self.kept.logits if self.empty else select_positions(target, self.mask, self.axis)
+        return self.kept.logits if self.empty else self.rows_of(target)
+
+    @cached_property
+    def places(self) -> Tensor | None:
+        """Which positions are kept, as whole numbers, None for all: the host waits for it once.
+
+        Shape:
+            - result: ``(K,)``, counted over all axes but that of the classes.
+        """
+        return None if self.mask is None else self.mask.reshape(-1).nonzero().squeeze(1)
+
+    def rows_of(self, tensor: Tensor) -> Tensor:
+        """Return the kept positions of logits in the shape of the student's, as rows.
+
+        Shape:
+            - tensor: ``(..., C)``, or the class axis at ``axis``.
+            - result: ``(K, C)``, with K the number of kept positions; K may be 0.
+        """
+        if self.places is None:
+            return tensor
+        # The gradient of tensor[mask] takes several times as long as that of whole rows
+        rows = tensor.movedim(self.axis, -1).reshape(-1, tensor.shape[self.axis])
+        return rows.index_select(0, self.places)
 
     @property
     def count(self) -> int | None:
-        """How many positions count, None where all do; known without a look at the device."""
-        return None if self.mask is None else len(self._rows)
+        """How many positions count, None where all do; known as soon as ``places`` are."""
+        return None if self.places is None else len(self.places)
 
     @property
     def empty(self) -> bool:
@@ -105,11 +128,6 @@ class Microbatch:
         """The positions at which a teacher's output head may run alone, or None for all."""
         is_last = self.axis % self.logits.ndim == self.logits.ndim - 1
         return self.mask if self.selects and is_last else None
-
-    @cached_property
-    def _rows(self) -> Tensor:
-        mask = self.mask
-        return self.logits if mask is None else select_positions(self.logits, mask, self.axis)
 
     def take(self, rows: Tensor) -> "Microbatch":
         """Return some of the samples, without the student's graph and whole output.
@@ -139,21 +157,3 @@ class Microbatch:
     def zero(self) -> Tensor:
         """Return 0 with a gradient path to the student, for a microbatch without positions."""
         return self.logits[..., :0].sum()
-
-
-def select_positions(tensor: Tensor, mask: Tensor, axis: int = -1) -> Tensor:
-    """Return the kept positions only, as rows.
-
-    Args:
-        tensor: Logits.
-        mask: True where a position counts.
-        axis: The class axis of the logits.
-
-    Shape:
-        - tensor: ``(..., C)``, or the class axis at ``axis``.
-        - mask: ``(...)``.
-        - result: ``(K, C)``, with K the number of kept positions; K may be 0.
-    """
-    # The gradient of tensor[mask] takes several times as long as that of whole rows
-    rows = tensor.movedim(axis, -1).reshape(-1, tensor.shape[axis])
-    return rows.index_select(0, mask.reshape(-1).nonzero().squeeze(1))

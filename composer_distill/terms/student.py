@@ -8,7 +8,7 @@ from composer.core import State
 from torch import Tensor
 
 from composer_distill.notes import noted
-from composer_distill.teachers.microbatch import Microbatch, select_positions
+from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.teachers.outputs import extract_logits, passed_over
 from composer_distill.teachers.roster import AnyTeacher
 from composer_distill.terms.comparison import check_shapes
@@ -209,7 +209,7 @@ class StudentReader:
         student, axis = microbatch.logits, microbatch.axis
         remedy = self._about_sizes(microbatch, answer)
         answer = cut_vocabulary(answer, self.vocab_size, owner, axis)
-        selected = microbatch.mask if microbatch.selects else None
+        selected = microbatch.selects and microbatch.mask is not None
         at_kept = microbatch.head_mask is not None and answer.ndim == 3
         if at_kept and answer.shape[:2] == (1, microbatch.count):
             at_all = answer.new_empty(()).expand(*student.shape[:-1], answer.shape[-1])
@@ -217,9 +217,9 @@ class StudentReader:
             answer = answer[0]
         else:
             check_shapes(student, answer, owner, remedy)
-            if selected is not None:
-                answer = select_positions(answer, selected, axis)
-        stands_in = selected is not None and microbatch.empty
+            if selected:
+                answer = microbatch.rows_of(answer)
+        stands_in = selected and microbatch.empty
         return microbatch.kept.logits if stands_in else answer
 
     def explain_sizes(self, student_size: int, teacher_size: int) -> str:

@@ -9,17 +9,23 @@ from collections import Counter
 from contextlib import contextmanager
 
 import pytest
+import torch
 from composer.core import Event
 from integration.harness import Classifier, fit, forward_kl, mlp
+from integration.language import batches, loader, model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from composer_distill import Distillation, KLDivergence
+from composer_distill import Distillation, KLDivergence, loss_positions
 from composer_distill.training.meters import BatchMeter
 
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal")
 READING = ("tolist", "numpy", "cpu")
 PER_MICROBATCH = (Event.AFTER_FORWARD, Event.AFTER_LOSS, Event.BEFORE_BACKWARD)
+
+
+def is_mask(value):
+    return isinstance(value, Tensor) and value.dtype == torch.bool
 
 
 class Waits(TorchDispatchMode):
@@ -31,7 +37,10 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        if name.startswith(WAITING):
+        # an index of truth values gives a shape that depends on them
+        places = args[1] if name.startswith("index") and len(args) > 1 else ()
+        masked = isinstance(places, list) and any(is_mask(place) for place in places)
+        if name.startswith(WAITING) or masked:
             self.noted.append(name)
         return func(*args, **(kwargs or {}))
 
@@ -98,6 +107,29 @@ def test_no_microbatch_makes_the_host_wait(waits, name):
     fit(Classifier(mlp(0)), TERMS[name](), max_duration="2ep", device_train_microbatch_size=5)
     assert noted == []
     assert events["after_loss"] == events["add"] == 8
+
+
+LOSSES = {"ours": KLDivergence(2.0), "a plain callable": forward_kl(2.0)}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_kept_positions_make_the_host_wait_once_a_microbatch(waits, name, monkeypatch):
+    noted, events = waits
+    monkeypatch.setattr("composer_distill.terms.student._LOOKS", 0)  # what looks at first batches
+    monkeypatch.setattr("composer_distill.terms.student._TRIES", 0)
+    data = batches("causal")
+    for batch in data:
+        del batch["attention_mask"]  # at which transformers looks itself
+    term = Distillation(model("causal", 1), LOSSES[name], mask_fn=loss_positions)
+    fit(
+        model("causal", 0),
+        term,
+        train_dataloader=loader(data),
+        device_train_microbatch_size=2,
+        accumulate_train_batch_on_tokens=False,
+    )
+    assert noted == ["nonzero"] * events["after_loss"]
+    assert events["after_loss"] == 8
 
 
 def waiting_distance(read):

@@ -1,7 +1,11 @@
 import pytest
 import torch
 
-from composer_distill.teachers.microbatch import Microbatch, select_positions
+from composer_distill.teachers.microbatch import Microbatch
+
+
+def rows(scores, mask, axis=-1):
+    return Microbatch({}, None, scores, mask, axis=axis).rows_of(scores)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -10,21 +14,21 @@ def test_selected_positions_and_their_gradient_are_those_of_torchs_own_indexing(
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(shape, generator=generator).to(dtype).requires_grad_()
     mask = torch.rand(scores.movedim(axis, -1).shape[:-1], generator=generator) > 0.4
-    ours, expected = select_positions(scores, mask, axis), scores.movedim(axis, -1)[mask]
+    ours, expected = rows(scores, mask, axis), scores.movedim(axis, -1)[mask]
     assert 0 < len(ours) < mask.numel()
     assert ours.equal(expected)
     gradient = torch.randn(ours.shape, generator=generator).to(dtype)
-    (mine,), (theirs,) = (torch.autograd.grad(rows, scores, gradient) for rows in (ours, expected))
+    (mine,), (theirs,) = (torch.autograd.grad(kept, scores, gradient) for kept in (ours, expected))
     assert mine.equal(theirs)
 
 
 def test_selected_positions_are_rows_with_a_gradient():
     scores = torch.arange(12.0).reshape(2, 2, 3).requires_grad_()
     mask = torch.tensor([[True, False], [False, True]])
-    rows = select_positions(scores, mask)
-    assert rows.tolist() == [[0.0, 1.0, 2.0], [9.0, 10.0, 11.0]]
-    assert select_positions(scores.movedim(-1, 1), mask, axis=1).equal(rows)
-    empty = select_positions(scores, torch.zeros_like(mask))
+    kept = rows(scores, mask)
+    assert kept.tolist() == [[0.0, 1.0, 2.0], [9.0, 10.0, 11.0]]
+    assert rows(scores.movedim(-1, 1), mask, axis=1).equal(kept)
+    empty = rows(scores, torch.zeros_like(mask))
     assert empty.shape == (0, 3)
     assert empty.requires_grad
 
@@ -36,13 +40,14 @@ LABELS = torch.tensor([[0, 1, 2], [3, 0, 1]])
 
 def test_kept_positions_are_what_is_compared_and_logged():
     found = Microbatch({}, None, SCORES, MASK, LABELS)
-    rows = SCORES[MASK]
-    assert found.compared.logits.equal(rows)
+    kept = SCORES[MASK]
+    assert found.compared.logits.equal(kept)
     assert found.compared.mask is None
     assert found.compared.labels.tolist() == [0, 2, 1]
     assert found.compared == found.kept
     assert (found.count, found.empty) == (3, False)
-    assert found.keep(rows + 1).equal(rows + 1)
+    assert found.places.tolist() == [0, 2, 5]
+    assert found.keep(kept + 1).equal(kept + 1)
     assert found.head_mask is MASK
 
 
