@@ -120,6 +120,9 @@ class Distillation(Algorithm):
         teacher_sharding: Whether each rank holds whole teachers (``'replicated'``) or they are cut
             as the student is under FSDP (``'sharded'``); ``'auto'`` cuts those of more than 1e9
             parameters where the student is cut.
+        overlap: Whether the first teacher of each batch computes while the student still does, on a
+            second CUDA stream, to the same result. It takes memory for both at once. Without effect
+            on a CPU.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -159,28 +162,33 @@ class Distillation(Algorithm):
         telemetry: bool = True,
         verify_teachers: bool = True,
         teacher_sharding: Sharding = "auto",
+        overlap: bool = False,
     ) -> None:
         self.feature_terms = check_feature_terms(feature_terms, on_nonfinite)
         check_loss(kd_loss_fn, combine, needed=not self.feature_terms)
         check_weights(kd_loss_weight, org_loss_weight, alone=not self.feature_terms)
         check_choices(on_nonfinite, teacher_sharding)
         self.window = Window(to_time(start_dur, "start_dur"), to_time(end_dur, "end_dur"))
-        self.teachers = to_teachers(teachers)
-        self.kd_loss_fn, self.combine, self.route_by = kd_loss_fn, combine, route_by
+        self.teachers, self.route_by = to_teachers(teachers), route_by
+        self.kd_loss_fn, self.combine, self.on_nonfinite = kd_loss_fn, combine, on_nonfinite
         self.kd_loss_weight, self.org_loss_weight = kd_loss_weight, org_loss_weight
         self.n_teachers_to_sample = check_sample_size(n_teachers_to_sample, len(self.teachers))
         self.seed, self.vocab_size = check_seed(seed), check_vocab_size(vocab_size)
         self.student_output_fn, self.projector_optimizer = student_output_fn, projector_optimizer
         self.mask_fn = mask_fn if isinstance(mask_fn, TeacherJudge) else check_mask_fn(mask_fn)
-        self.on_nonfinite, self.verify_teachers = on_nonfinite, verify_teachers
-        self.eval_teachers, self.telemetry = eval_teachers, telemetry
-        self.teacher_sharding: Sharding = teacher_sharding
+        self.telemetry, self.overlap, self.teacher_sharding = telemetry, overlap, teacher_sharding
+        self.eval_teachers, self.verify_teachers = eval_teachers, verify_teachers
         self._text, self._events = self._described(), self._answering()
 
     def _answering(self) -> EventHandlers:
         """Return what answers the events."""
         panel = TeacherPanel(
-            self.teachers, self.n_teachers_to_sample, self.seed, self.combine, self.route_by
+            self.teachers,
+            self.n_teachers_to_sample,
+            self.seed,
+            self.combine,
+            self.route_by,
+            overlap=self.overlap,
         )
         judge = self.mask_fn if isinstance(self.mask_fn, TeacherJudge) else None
         mask_fn = None if isinstance(self.mask_fn, TeacherJudge) else self.mask_fn

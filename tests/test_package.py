@@ -53,7 +53,7 @@ Distillation(teachers, kd_loss_fn, kd_loss_weight=0.9, org_loss_weight=0.1, star
     projector_optimizer=None, combine='logits', seed=0, student_output_fn=None, mask_fn=None,
     vocab_size=None,
     on_nonfinite='raise', eval_teachers=False, telemetry=True, verify_teachers=True,
-    teacher_sharding='auto')
+    teacher_sharding='auto', overlap=False)
 EMATeacher(*, decay=0.999, update_every='1ba', warmup=0, start_dur=0.0, end_dur=1.0,
     name='EMA of the student', weight=1.0)
 FeatureTerm(student, teacher=None, loss=None, weight=1.0, projector=None, mask_fn=None,

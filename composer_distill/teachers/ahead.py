@@ -1,10 +1,10 @@
 """Finding a microbatch's answers in a thread, while the student computes its own."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
-from torch import Tensor
+from composer_distill.teachers.splitting import parts_of, same_parts
 
 Result = TypeVar("Result")
 
@@ -35,9 +35,9 @@ class Ahead(Generic[Result]):
 
     def begin(self, batch: Any) -> None:
         """Start the work, unless it was started for this batch."""
-        seen = _parts(batch)
+        seen = parts_of(batch)
         if self._begun is not None:
-            if _same(self._begun[0], seen):
+            if same_parts(self._begun[0], seen):
                 return
             self.forget()
         if self._thread is None:
@@ -46,7 +46,7 @@ class Ahead(Generic[Result]):
 
     def take(self, batch: Any) -> Result:
         """Return the result for a batch: what was begun, if that is what the batch still holds."""
-        if self._begun is not None and _same(self._begun[0], _parts(batch)):
+        if self._begun is not None and same_parts(self._begun[0], parts_of(batch)):
             _, future = self._begun
             self._begun = None
             return future.result()
@@ -58,32 +58,3 @@ class Ahead(Generic[Result]):
         if self._begun is not None:
             self._begun[1].exception()
             self._begun = None
-
-
-def _parts(value: Any) -> list[tuple[Any, int]]:
-    """Return what a batch holds, each tensor with its version."""
-    return [(part, part._version if isinstance(part, Tensor) else 0) for part in _walk(value)]
-
-
-def _walk(value: Any) -> Iterator[Any]:
-    if isinstance(value, Mapping):
-        for name, entry in value.items():
-            yield name
-            yield from _walk(entry)
-    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        for entry in value:
-            yield from _walk(entry)
-    else:
-        yield value
-
-
-def _same(before: list[tuple[Any, int]], now: list[tuple[Any, int]]) -> bool:
-    return len(before) == len(now) and all(
-        version == later and (part is other or _equal(part, other))
-        for (part, version), (other, later) in zip(before, now, strict=True)
-    )
-
-
-def _equal(part: Any, other: Any) -> bool:
-    plain = str | int | float | bool | bytes | None
-    return isinstance(part, plain) and isinstance(other, plain) and part == other

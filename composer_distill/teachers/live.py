@@ -64,6 +64,11 @@ class LiveTeacher:
         else:
             self.teacher.place(self._device)
 
+    @property
+    def stands_apart(self) -> bool:
+        """Whether its forward shares nothing with the student's; shards are gathered together."""
+        return not self.sharded
+
     def settle(self) -> None:
         """Bring the model back to the device, if it had left it."""
         if self._away:

@@ -44,6 +44,7 @@ class Microbatch:
         axis: The class axis.
         selects: Whether a loss gets the kept positions as rows; otherwise it gets the mask.
         classes: Whether the logits are of classes that exclude each other, instead of any numbers.
+        early: Whether the mask was made of the batch alone, so that it stands before the logits do.
 
     Shape:
         - logits: ``(..., C)``, or the class axis at ``axis``.
@@ -65,6 +66,7 @@ class Microbatch:
     axis: int = -1
     selects: bool = True
     classes: bool = True
+    early: bool = False
 
     @cached_property
     def kept(self) -> Compared:
@@ -143,7 +145,8 @@ class Microbatch:
         chosen = (None if x is None else x[rows] for x in (self.mask, self.labels))
         mask, labels = chosen
         logits = self.logits.detach()[rows]
-        return replace(self, view=view, outputs=None, logits=logits, mask=mask, labels=labels)
+        parts = {"logits": logits, "mask": mask, "labels": labels}
+        return replace(self, view=view, outputs=None, early=False, **parts)
 
     @property
     def first_axis(self) -> Tensor:

@@ -1,7 +1,7 @@
-"""Batches in pieces, and copies of batches whose containers are new and whose tensors are not."""
+"""Batches in pieces, copies of their containers, and whether one still holds what it held."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -93,6 +93,56 @@ def count_samples(batch: Any) -> int:
             f"found {found}; arrange it with input_fn, or leave microbatch_size out"
         )
     return samples[0]
+
+
+def parts_of(batch: Any) -> list[tuple[Any, int]]:
+    """Return all that a batch holds, each tensor with the number of times it was written to.
+
+    Args:
+        batch: A tensor, tuple, list or mapping, nested at will.
+    """
+    return [(part, _version(part)) for part in _walk(batch)]
+
+
+def same_parts(before: list[tuple[Any, int]], now: list[tuple[Any, int]]) -> bool:
+    """Return whether a batch holds the very tensors that it held, unchanged.
+
+    Example:
+        >>> import torch
+        >>> batch = {"x": torch.zeros(2)}
+        >>> before = parts_of(batch)
+        >>> same_parts(before, parts_of(shallow_copy(batch)))
+        True
+        >>> _ = batch["x"].add_(1)
+        >>> same_parts(before, parts_of(batch))
+        False
+    """
+    return len(before) == len(now) and all(
+        version == later and (part is other or _equal(part, other))
+        for (part, version), (other, later) in zip(before, now, strict=True)
+    )
+
+
+def _version(part: Any) -> int:
+    """Return how often a tensor was written to; one of inference mode does not count."""
+    return part._version if isinstance(part, Tensor) and not part.is_inference() else 0
+
+
+def _walk(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        for name, entry in value.items():
+            yield name
+            yield from _walk(entry)
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        for entry in value:
+            yield from _walk(entry)
+    else:
+        yield value
+
+
+def _equal(part: Any, other: Any) -> bool:
+    plain = str | int | float | bool | bytes | None
+    return isinstance(part, plain) and isinstance(other, plain) and part == other
 
 
 def _cut(value: Any, rows: slice | Tensor, samples: int) -> Any:

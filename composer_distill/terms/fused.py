@@ -1,6 +1,7 @@
 """The distillation term from hidden states and output embeddings, where no logits are compared."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -152,7 +153,8 @@ class FusedTerm:
         source, label = self.panel.sources[index], self.panel.labels[index]
         if not isinstance(source, LiveTeacher):
             raise TypeError(f"{label}: it has no hidden states. Use KLDivergence.")
-        found, logits = self.panel.timed(source.head, microbatch, state)
+        whole = replace(microbatch, mask=None)  # which it does not read
+        found, logits = self.panel.timed(source, source.head, whole, state)
         # One position's logits have met each row of the embedding
         self.guard.note(label, found.hidden, logits)
         return found

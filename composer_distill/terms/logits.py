@@ -1,7 +1,6 @@
 """The distillation term of logits: the student's distance from its teachers' target."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,21 +13,15 @@ from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.telemetry.observer import Observer, Watch
 from composer_distill.telemetry.parts import of_a_part
 from composer_distill.telemetry.values import top1_agreement
-from composer_distill.terms.comparison import (
-    MultiHotWatch,
-    check_class_axis,
-    compares_classes,
-    labelled,
-    selects_positions,
-)
+from composer_distill.terms.comparison import compares_classes
 from composer_distill.terms.distance import check_gradient_path, distance
 from composer_distill.terms.guard import FiniteGuard
 from composer_distill.terms.judging import TeacherJudge
 from composer_distill.terms.panel import TeacherPanel
 from composer_distill.terms.protocol import Measured
+from composer_distill.terms.reading import MicrobatchReader
 from composer_distill.terms.routed import Asked, ask_routed
 from composer_distill.terms.student import StudentReader
-from composer_distill.terms.task import Task
 from composer_distill.terms.users_loss import GradientShield, UsersLoss
 
 _REMEDY = "map its outputs with Teacher(..., output_fn=...), or pass on_nonfinite='skip'."
@@ -48,6 +41,7 @@ class LogitsTerm:
     """
 
     weight_name = "distillation/kd_loss_weight"
+    listens = False
 
     def __init__(
         self,
@@ -60,14 +54,13 @@ class LogitsTerm:
         judge: TeacherJudge | None = None,
     ) -> None:
         self.panel = panel
-        self.listens = panel.looks_ahead
         self.reader = reader
         self.kd_loss_fn = kd_loss_fn
         self.weight = weight
         self.observer = observer
         self.judge = judge
         self.guard = FiniteGuard(_REMEDY)
-        self._multi_hot = MultiHotWatch(kd_loss_fn)
+        self.read = MicrobatchReader(reader, kd_loss_fn, panel, judge).read
         self._classes = compares_classes(kd_loss_fn)
         self._users_loss = UsersLoss(kd_loss_fn)
         self._skips = on_nonfinite == "skip"
@@ -77,8 +70,7 @@ class LogitsTerm:
         self.reader.prepare(state, self.panel.teachers, self.panel.labels)
 
     def start_forward(self, state: State) -> None:
-        """Let teachers whose answers are kept find them while the student computes its own."""
-        self.panel.look_ahead(state)
+        """Do nothing."""
 
     def end_forward(self) -> None:
         """Do nothing."""
@@ -92,51 +84,9 @@ class LogitsTerm:
         self.guard.forget()
 
     @property
-    def class_axis(self) -> int:
-        """The axis that holds the classes; a softmax over axis 0 runs across positions instead."""
-        axis = getattr(self.kd_loss_fn, "dim", -1)
-        return axis if isinstance(axis, int) and axis != 0 else -1
-
-    @property
     def temperature(self) -> float:
         """The temperature at which probabilities are mixed: that of the loss."""
         return float(getattr(self.kd_loss_fn, "temperature", 1.0))
-
-    def read(
-        self,
-        view: Any,
-        outputs: Any,
-        task: Task | None = None,
-        *,
-        own_loss: Any = None,
-        with_labels: bool = False,
-    ) -> Microbatch:
-        """Return what the student saw and answered, as the loss compares it.
-
-        Args:
-            view: The batch as the student saw it.
-            outputs: The student's output.
-            task: The student's task, where it is not the one of training.
-            own_loss: The student's own loss, which may tell its task; None in evaluation.
-            with_labels: Whether labels are wanted even where the loss needs none.
-        """
-        loss, axis, logits = self.kd_loss_fn, self.class_axis, self.reader.logits(outputs)
-        needs_labels = getattr(loss, "needs_labels", False)
-        with_labels |= self.judge is not None and self.judge.needs_labels
-        if own_loss is not None:
-            self.reader.ask_own_loss(own_loss, view, outputs, logits)
-            self._multi_hot.look(view, logits, axis)
-        found = self.reader.read(
-            view, outputs, logits, axis=axis, task=task, with_labels=with_labels or needs_labels
-        )
-        if isinstance(loss, DistillationLoss):
-            check_class_axis(view, logits, axis)
-        mask = labelled(found.mask, found.labels) if needs_labels else found.mask
-        classes = self._classes
-        if classes is None:
-            classes = self.reader.has_classes(view, logits, axis)
-        selects = selects_positions(loss, axis, logits.ndim)
-        return replace(found, mask=mask, selects=selects, classes=classes)
 
     def measure(self, state: State, view: Any, *, trust_labels: bool) -> Measured:
         """Return the unweighted distillation loss of the microbatch, and values for the log.

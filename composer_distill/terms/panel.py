@@ -8,16 +8,18 @@ from composer.core import State
 from torch import Tensor
 
 from composer_distill.schedule import ALWAYS, Window, weight_now
+from composer_distill.teachers.lane import lane_of
 from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.teachers.roster import AnyTeacher, at_work, labels_of, made_of_student
 from composer_distill.teachers.sharding import Sharding
-from composer_distill.teachers.source import Early, Follower, absent
+from composer_distill.teachers.source import Early, Follower, Source, absent
 from composer_distill.teachers.stopwatch import Stopwatch
 from composer_distill.terms.combining import mean_logits, mean_probabilities
 from composer_distill.terms.routing import check_sharded, routing_of
 from composer_distill.terms.sampling import sample_teachers
 
 _Answer = TypeVar("_Answer")
+_NOWHERE = torch.device("cpu")  # where there is no lane, and the wall clock counts
 
 Receive = Callable[[int, Tensor], Tensor]
 """From a teacher's index and its raw logits to what is compared of them."""
@@ -32,6 +34,7 @@ class TeacherPanel:
         seed: Seed of the draw.
         combine: ``'logits'`` or ``'probabilities'``.
         route_by: The entry of a batch that names each sample's teacher.
+        overlap: Whether the first one that is asked computes beside the student, on a GPU.
     """
 
     def __init__(
@@ -41,6 +44,8 @@ class TeacherPanel:
         seed: int,
         combine: str,
         route_by: str | None = None,
+        *,
+        overlap: bool = False,
     ) -> None:
         self.teachers = tuple(teachers)
         self.labels = labels_of(self.teachers)
@@ -56,7 +61,9 @@ class TeacherPanel:
         self.n_sampled = n_sampled
         self.seed = seed
         self.combine = combine
-        self._stopwatch = Stopwatch(torch.device("cpu"))
+        self._overlap = overlap
+        self.lane = lane_of(_NOWHERE)
+        self._stopwatch = Stopwatch(_NOWHERE)
         self.windows = [getattr(source, "window", ALWAYS) for source in self.sources]
         weights = [source.weight for source in self.sources]
         self._scheduled = any(map(callable, weights)) or not all(w.is_all for w in self.windows)
@@ -73,7 +80,11 @@ class TeacherPanel:
         Raises:
             ValueError: If one can't be.
         """
-        self._stopwatch = Stopwatch(state.device.tensor_to_device(torch.empty(0)).device)
+        device = state.device.tensor_to_device(torch.empty(0)).device
+        self._stopwatch, self.lane = (
+            Stopwatch(device),
+            lane_of(device if self._overlap else _NOWHERE),
+        )
         for source in self.sources:
             source.prepare(state, sharding)
         if self.routing is not None:
@@ -168,10 +179,11 @@ class TeacherPanel:
     @property
     def looks_ahead(self) -> bool:
         """Whether any teacher can begin with a microbatch before the student has answered it."""
-        return bool(self._early)
+        return bool(self._early) or self._overlap
 
     def look_ahead(self, state: State) -> None:
         """Let the drawn teachers that can begin with the microbatch, before the student has."""
+        self.lane.mark(state.batch)
         for index, _ in self.draw(int(state.timestamp.batch)):
             if index in self._early:
                 self._early[index].look_ahead(state.batch)
@@ -197,7 +209,8 @@ class TeacherPanel:
 
         def answers() -> Iterator[tuple[float, Tensor]]:
             for index, share in drawn:
-                answer = self.timed(self.sources[index].target, microbatch, state)
+                source = self.sources[index]
+                answer = self.timed(source, source.target, microbatch, state)
                 yield share, receive(index, answer)
 
         if self.combine == "logits":
@@ -206,19 +219,28 @@ class TeacherPanel:
 
     def timed(
         self,
+        source: Source,
         ask: Callable[[Microbatch, State], _Answer],
         microbatch: Microbatch,
         state: State,
     ) -> _Answer:
-        """Return what ``ask`` answers, its time counted as the teachers'."""
+        """Return what ``ask`` answers, its time counted as the teachers'.
+
+        Only the first one after BEFORE_FORWARD is free of the student: the next may compute with
+        memory, or with a model, that the student's stream has used since.
+        """
+        free = getattr(source, "stands_apart", False) and self.lane.stands(microbatch.view)
         start = self._stopwatch.start()
-        answer = ask(microbatch, state)
+        with self.lane.aside(free and (microbatch.mask is None or microbatch.early)):
+            self.lane.forget()
+            answer = ask(microbatch, state)
         self._stopwatch.stop(start)
         return answer
 
     def forget(self) -> None:
         """Forget all of a batch that ended, or of a pass that did not complete."""
         self._stopwatch.reset()
+        self.lane.forget()
         for source in self._early.values():
             source.forget()
 

@@ -84,7 +84,7 @@ def ask_routed(
             source = panel.sources[part.index]
             answer = torch.zeros_like(part.samples.logits)
             if part.any or getattr(source, "sharded", False):
-                found = panel.timed(source.target, part.samples, state)
+                found = panel.timed(source, source.target, part.samples, state)
                 answer = found if part.any else answer
             share = positions(part.samples) / max(total, 1)
             heard = hear(part.index, answer, part.samples, share)

@@ -32,10 +32,10 @@ class SparseTerm:
     """
 
     weight_name = "distillation/kd_loss_weight"
+    listens = False
 
     def __init__(self, logits: LogitsTerm, loss: Any, weight: Callable[[State], float]) -> None:
         self.panel = logits.panel
-        self.listens = self.panel.looks_ahead
         self.weight = weight
         self._logits = logits
         self._sources = _sparse_ones(self.panel.sources)
@@ -59,8 +59,7 @@ class SparseTerm:
         self._logits.prepare(state)
 
     def start_forward(self, state: State) -> None:
-        """Let teachers whose answers are kept find them while the student computes its own."""
-        self.panel.look_ahead(state)
+        """Do nothing."""
 
     def end_forward(self) -> None:
         """Do nothing."""
@@ -89,7 +88,7 @@ class SparseTerm:
         microbatch = self._logits.read(view, state.outputs, own_loss=state.loss)
         ((index, _),) = self.panel.draw(int(state.timestamp.batch))
         source = self._sources[index]
-        target = self.panel.timed(source.sparse_target, microbatch, state)
+        target = self.panel.timed(source, source.sparse_target, microbatch, state)
         student = microbatch.compared.logits
         student = student.reshape(-1, student.shape[-1])
         if microbatch.empty:

@@ -18,8 +18,11 @@ from composer_distill.terms.own_loss import own_loss, predicts_next
 from composer_distill.terms.positions import (
     MaskFn,
     aligned_labels,
+    all_positions,
+    attended_positions,
     has_class_labels,
     kept_positions,
+    loss_positions,
     unread_mask,
 )
 from composer_distill.terms.task import Task, task_of
@@ -167,6 +170,11 @@ class StudentReader:
         labels = aligned_labels(view, logits, task, axis) if with_labels else None
         real = cut_vocabulary(logits, self.vocab_size, "the student", axis)
         return Microbatch(view, outputs, real, mask, labels, axis)
+
+    @property
+    def reads_batch_alone(self) -> bool:
+        """Whether :meth:`read` needs no values of the student's: a user's function may."""
+        return self._mask_fn in (None, loss_positions, attended_positions, all_positions)
 
     def has_classes(self, view: Any, logits: Tensor, axis: int) -> bool:
         """Return whether the labels or the task say that the logits are of classes.

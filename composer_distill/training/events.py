@@ -70,6 +70,7 @@ class EventHandlers:
         self._panel = panel
         self._terms = tuple(terms)
         self._listeners = [term for term in self._terms if term.listens]
+        self._looks = bool(self._listeners) or panel.looks_ahead
         self._book = book
         self.companions = companions
         self._evaluates = evaluation is not None
@@ -109,7 +110,7 @@ class EventHandlers:
     def match(self, event: Event, state: State) -> bool:
         """Return whether ``apply`` has something to do at ``event``."""
         if event is Event.BEFORE_FORWARD:  # == of these costs more, and comes 13 times a batch
-            return bool(self._listeners) and self._acts(state)
+            return self._looks and self._acts(state)
         if event is Event.AFTER_FORWARD or event is Event.AFTER_LOSS:
             return self._acts(state)
         if event is Event.BEFORE_BACKWARD:
@@ -208,8 +209,9 @@ class EventHandlers:
             self._panel.settle(state, keep=self._evaluates)
 
     def _listen(self, state: State, logger: Logger) -> None:
-        """BEFORE_FORWARD: some terms need more of the student than its output."""
+        """BEFORE_FORWARD: some terms need more than the student's output, some teachers begin."""
         self._is_open = True
+        self._panel.look_ahead(state)
         for term in self._listeners:
             term.start_forward(state)
 

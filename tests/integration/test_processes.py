@@ -75,6 +75,7 @@ AS_IN_ONE = [
     "routed_teachers",
     "judged_answers",
     "adapter_free",
+    "overlapping_teachers",
 ]
 
 
@@ -132,6 +133,14 @@ def test_teachers_are_unchanged_on_every_rank(two):
         torch.testing.assert_close(
             two("teacher_untouched", rank)["teacher"], dict(expected), rtol=0, atol=0
         )
+
+
+def test_teachers_beside_the_student_train_the_very_weights(two):
+    for rank in (0, 1):
+        beside, behind = two("overlapping_teachers", rank), two("equal_microbatches", rank)
+        torch.testing.assert_close(beside["weights"], behind["weights"], rtol=0, atol=0)
+        assert beside["faults"] == []
+        assert beside["apart"] > 0
 
 
 def test_ranks_whose_teachers_differ_stop_and_name_the_teacher_and_the_ranks(two):

@@ -100,7 +100,7 @@ class Exchange:
         listener, source = self._listeners[index], self.panel.sources[index]
         if not listener.heard and isinstance(source, LiveTeacher):
             whole = any(wanted.function is not None for wanted in listener.wanted)
-            self.panel.timed(partial(source.run, whole=whole), microbatch, state)
+            self.panel.timed(source, partial(source.run, whole=whole), microbatch, state)
         return listener.value(layer)
 
 

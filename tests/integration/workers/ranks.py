@@ -35,6 +35,7 @@ from integration.workers.features import (
     features_under_fsdp2,
 )
 from integration.workers.meta_teachers import meta_teachers
+from integration.workers.overlapping import overlapping_teachers
 from integration.workers.resuming import (
     loaded_ddp,
     loaded_fsdp2,
@@ -258,6 +259,7 @@ SCENARIOS = [
     routed_teachers,
     judged_answers,
     adapter_free,
+    overlapping_teachers,
     drawn_teachers,
     streams_after_a_noisy_teacher,
     teacher_untouched,
