@@ -122,7 +122,7 @@ class Distillation(Algorithm):
             parameters where the student is cut.
         overlap: Whether the first teacher of each batch computes while the student still does, on a
             second CUDA stream, to the same result. It takes memory for both at once. Without effect
-            on a CPU.
+            on a CPU, and for teachers that are cut, routed or the student's own base.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -138,6 +138,8 @@ class Distillation(Algorithm):
         >>> teacher = torch.nn.Linear(64, 10)
         >>> algorithm = Distillation(teacher, KLDivergence(temperature=4.0), end_dur=0.5)
     """
+
+    teacher_sharding: Sharding
 
     def __init__(
         self,

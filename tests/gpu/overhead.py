@@ -147,6 +147,7 @@ def compare(title: str, build: Callable[[bool], nn.Module], batch: Any) -> bool:
         "alone": list,
         "distilled": lambda: distil(teachers()),
         "outside the window": lambda: distil(teachers(), start_dur=0.99),
+        "overlapping": lambda: distil(teachers(), overlap=True),
         "offloaded": lambda: distil(teachers(offload=True)),
         "one of two": lambda: distil(teachers(2), n_teachers_to_sample=1),
     }
