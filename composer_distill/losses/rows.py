@@ -127,7 +127,9 @@ def lay_out(
     y = None if labels is None else labels.reshape(-1).long()
     keep = None if mask is None else mask.reshape(-1)
     if keep is not None and chosen != "none" and not torch.compiler.is_compiling():
-        s, t, y, keep = s[keep], t[keep], None if y is None else y[keep], None
+        places = keep.nonzero().squeeze(1)  # on a GPU the host waits for it, once
+        s, t = s.index_select(0, places), t.index_select(0, places)
+        y, keep = None if y is None else y.index_select(0, places), None
     s, t = s.to(dtype), t.to(dtype)
     if keep is not None:
         s, t = (torch.where(keep.unsqueeze(1), x, 0.0) for x in (s, t))

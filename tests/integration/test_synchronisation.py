@@ -16,7 +16,8 @@ from integration.language import batches, loader, model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from composer_distill import Distillation, KLDivergence, loss_positions
+from composer_distill import Distillation, FeatureTerm, KLDivergence
+from composer_distill.losses import HiddenMSE, NormalizedKD
 from composer_distill.training.meters import BatchMeter
 
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal")
@@ -68,6 +69,7 @@ def waits(monkeypatch):
     # As on a GPU: there the kernel reads no value, which on a CPU is there for the taking
     for module in ("losses.kernel", "terms.guard", "telemetry.values"):
         monkeypatch.setattr(f"composer_distill.{module}.can_be_read", lambda tensor: False)
+    monkeypatch.setattr("composer_distill.losses.labelled._check_range", lambda *given: None)
     noted, events = [], Counter()
     apply, add = Distillation.apply, BatchMeter.add
 
@@ -101,6 +103,10 @@ TERMS = {
 }
 
 
+def labelled_tokens(batch, outputs):
+    return batch["labels"] != -100
+
+
 @pytest.mark.parametrize("name", TERMS)
 def test_no_microbatch_makes_the_host_wait(waits, name):
     noted, events = waits
@@ -109,10 +115,24 @@ def test_no_microbatch_makes_the_host_wait(waits, name):
     assert events["after_loss"] == events["add"] == 8
 
 
-LOSSES = {"ours": KLDivergence(2.0), "a plain callable": forward_kl(2.0)}
+LAYERS = [f"model.transformer.{name}" for name in ("wte", "h.0.attn.c_proj", "h.0", "ln_f")]
+LAYER = FeatureTerm(student=LAYERS, teacher=LAYERS, loss=HiddenMSE(), mask_fn=labelled_tokens)
+# and how often the host waits: for the kept positions, then for what is to be known besides
+KEEPING = {
+    "ours": (Distillation(model("causal", 1), KLDivergence(2.0)), ["nonzero"]),
+    "a plain callable": (Distillation(model("causal", 1), forward_kl(2.0)), ["nonzero"]),
+    "a loss with labels": (
+        Distillation(model("causal", 1), NormalizedKD(temperature=2.0)),
+        ["nonzero", "nonzero"],  # the loss itself leaves out what has no label
+    ),
+    "four layers": (
+        Distillation(model("causal", 1), None, feature_terms=[LAYER]),
+        ["_local_scalar_dense"],
+    ),
+}
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", KEEPING)
 def test_kept_positions_make_the_host_wait_once_a_microbatch(waits, name, monkeypatch):
     noted, events = waits
     monkeypatch.setattr("composer_distill.terms.student._LOOKS", 0)  # what looks at first batches
@@ -120,7 +140,7 @@ def test_kept_positions_make_the_host_wait_once_a_microbatch(waits, name, monkey
     data = batches("causal")
     for batch in data:
         del batch["attention_mask"]  # at which transformers looks itself
-    term = Distillation(model("causal", 1), LOSSES[name], mask_fn=loss_positions)
+    term, expected = KEEPING[name]
     fit(
         model("causal", 0),
         term,
@@ -128,7 +148,7 @@ def test_kept_positions_make_the_host_wait_once_a_microbatch(waits, name, monkey
         device_train_microbatch_size=2,
         accumulate_train_batch_on_tokens=False,
     )
-    assert noted == ["nonzero"] * events["after_loss"]
+    assert noted == expected * events["after_loss"]
     assert events["after_loss"] == 8
 
 

@@ -127,14 +127,14 @@ class MatchingTerm:
             self._loss.resolve(state)
         self._tell_of_cut_batches(state)
         total: Tensor | None = None
-        positions: int | None = None
+        mask: Tensor | None = None
         for share, ours, theirs, mask in self._features(state, view):
             value = share * self._distance(ours, theirs, mask)
             total = value if total is None else total + value
-            positions = None if mask is None else int(mask.sum())
         self._exchange.done(self)
         if total is None:
             raise RuntimeError(f"feature term {self.name!r} has no layers to compare.")
+        positions = None if mask is None else int(mask.sum())
         return Measured(total, {f"distillation/features/{self.name}": total.detach()}, positions)
 
     def _features(self, state: State, view: Any) -> Iterator[tuple[float, Any, Any, Tensor | None]]:
