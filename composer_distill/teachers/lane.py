@@ -27,7 +27,7 @@ class Lane:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream: Any = None  # until a batch is marked
         self._mark: tuple[list[tuple[Any, int]], Any] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -37,7 +37,8 @@ class Lane:
     def mark(self, batch: Any) -> None:
         """BEFORE_FORWARD: note what the batch holds, and the work that made it."""
         self.forget()
-        if self._stream is not None:
+        if self._device.type == "cuda":
+            self._stream = self._stream or torch.cuda.Stream(self._device)
             parts = parts_of(batch)
             if all(_is_plain(part) for part, _ in parts):  # whatever else may hold tensors unseen
                 self._mark = parts, torch.cuda.current_stream(self._device).record_event()
@@ -57,7 +58,7 @@ class Lane:
         Args:
             free: Whether all that is read inside stood at the mark, or was made on the lane since.
         """
-        if not free or self._mark is None or self._stream is None:
+        if not free or self._mark is None:
             yield
             return
         students = torch.cuda.current_stream(self._device)

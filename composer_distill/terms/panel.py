@@ -81,10 +81,7 @@ class TeacherPanel:
             ValueError: If one can't be.
         """
         device = state.device.tensor_to_device(torch.empty(0)).device
-        self._stopwatch, self.lane = (
-            Stopwatch(device),
-            lane_of(device if self._overlap else _NOWHERE),
-        )
+        self._stopwatch, self.lane = Stopwatch(device), lane_of(device)
         for source in self.sources:
             source.prepare(state, sharding)
         if self.routing is not None:
@@ -183,10 +180,15 @@ class TeacherPanel:
 
     def look_ahead(self, state: State) -> None:
         """Let the drawn teachers that can begin with the microbatch, before the student has."""
-        self.lane.mark(state.batch)
+        if self._overlap:
+            self.lane.mark(state.batch)
         for index, _ in self.draw(int(state.timestamp.batch)):
             if index in self._early:
                 self._early[index].look_ahead(state.batch)
+
+    def is_beside(self, view: Any) -> bool:
+        """Return whether work that needs this batch alone may be done on the lane now."""
+        return self._overlap and self.lane.stands(view)
 
     def target(
         self,
@@ -227,9 +229,10 @@ class TeacherPanel:
         """Return what ``ask`` answers, its time counted as the teachers'.
 
         Only the first one after BEFORE_FORWARD is free of the student: the next may compute with
-        memory, or with a model, that the student's stream has used since.
+        memory, or with a model, that the student's stream has used since. The first is the first
+        of all instances, also of those that do not overlap.
         """
-        free = getattr(source, "stands_apart", False) and self.lane.stands(microbatch.view)
+        free = getattr(source, "stands_apart", False) and self.is_beside(microbatch.view)
         start = self._stopwatch.start()
         with self.lane.aside(free and (microbatch.mask is None or microbatch.early)):
             self.lane.forget()

@@ -75,12 +75,12 @@ class MicrobatchReader:
             self._multi_hot.look(view, logits, axis)
         if isinstance(self._loss, DistillationLoss):
             check_class_axis(view, logits, axis)
-        lane = self._panel.lane
-        early = self._reader.reads_batch_alone and lane.stands(view)
-        with lane.aside(early):
+        real = self._reader.cut(logits, axis)  # not on the lane, where its gradient would be too
+        early = self._reader.reads_batch_alone and self._panel.is_beside(view)
+        with self._panel.lane.aside(early):
             found = self._kept(view, outputs, logits, task, with_labels)
+            found = replace(found, logits=real, early=early)
             if early:  # before the student: where its positions are, too
-                found = replace(found, early=True)
                 _ = found.places
         return found
 

@@ -153,7 +153,7 @@ class StudentReader:
         task: Task | None = None,
         with_labels: bool = False,
     ) -> Microbatch:
-        """Return what the student saw and answered, and which positions of it count.
+        """Return what the student saw and answered, its logits uncut, and which positions count.
 
         Args:
             view: The batch as the student saw it.
@@ -168,8 +168,11 @@ class StudentReader:
         if mask is None and self._mask_fn is None:
             self._look_for_padding(view, logits, task)
         labels = aligned_labels(view, logits, task, axis) if with_labels else None
-        real = cut_vocabulary(logits, self.vocab_size, "the student", axis)
-        return Microbatch(view, outputs, real, mask, labels, axis)
+        return Microbatch(view, outputs, logits, mask, labels, axis)
+
+    def cut(self, logits: Tensor, axis: int) -> Tensor:
+        """Return the student's logits over the real vocabulary."""
+        return cut_vocabulary(logits, self.vocab_size, "the student", axis)
 
     @property
     def reads_batch_alone(self) -> bool:

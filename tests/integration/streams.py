@@ -4,7 +4,8 @@ Work is done at once, in program order, as a CPU does it. What is modelled is wh
 free to do: each operation belongs to the stream that is current, streams run beside each other, and
 only events order one behind another. Two operations on one memory, of which one writes, must be
 ordered. So must an operation that takes memory and all that was done with what lay there before it
-was freed: the allocator of a stream gives memory on in program order.
+was freed: the allocator of a stream gives memory on in program order. Autograd computes the gradient of
+an operation on the stream of that operation: so nothing with a gradient may be done aside.
 """
 
 from collections import Counter
@@ -18,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from composer_distill.teachers.lane import Lane
+from composer_distill.terms import panel
 
 
 class Event:
@@ -78,6 +80,8 @@ class Machine(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if self.now is not self.main and torch.is_grad_enabled() and _has_gradient(args, kwargs):
+            self.faults.append(f"{func} on {self.now.name}: its gradient would be computed there")
         if func.is_view:  # which touches no memory
             return func(*args, **kwargs)
         now, name = self.now, str(func)
@@ -127,8 +131,16 @@ def modelled():
     with mock.patch.multiple(torch.cuda, **own):
         machine.lane = Lane(torch.device("cuda"))
         with mock.patch("composer_distill.terms.panel.lane_of") as lane_of:
-            lane_of.side_effect = lambda device: machine.lane  # which a test may exchange
+            nowhere = Lane(panel._NOWHERE)
+            lane_of.side_effect = lambda device: (  # of the machine, which a test may exchange
+                nowhere if device is panel._NOWHERE else machine.lane
+            )
             yield machine
+
+
+def _has_gradient(args, kwargs):
+    leaves = tree_leaves((args, kwargs))
+    return any(isinstance(x, Tensor) and x.requires_grad for x in leaves)
 
 
 def _accesses(func, args, kwargs):

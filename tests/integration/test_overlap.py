@@ -77,6 +77,14 @@ def two_instances(overlap):
     return [Distillation(teacher, loss, overlap=overlap) for loss in losses]
 
 
+def one_of_two(overlap, *, asked_first):
+    """Two instances of one teacher, of which one overlaps; Composer asks the last one first."""
+    teacher = Lazy()
+    beside = Distillation(teacher, KLDivergence(2.0), overlap=overlap)
+    behind = Distillation(teacher, KLDivergence(1.0))
+    return [behind, beside] if asked_first else [beside, behind]
+
+
 def mixed(overlap, *, first, **options):
     algorithms = [MixUp(alpha=0.5, **options), distil(lambda: mlp(1))(overlap)]
     return algorithms if first else algorithms[::-1]
@@ -127,6 +135,15 @@ WORK = {
     "judged": (images(make=distil(lambda: mlp(1), mask_fn=teacher_confident(0.5))), True),
     "labels": (images(make=distil(lambda: mlp(1), NormalizedKD(1.5, 2.0))), True),
     "two instances": (images(make=two_instances), True),
+    "the instance asked first": (
+        images(make=functools.partial(one_of_two, asked_first=True)),
+        True,
+    ),
+    "the instance asked second": (
+        images(make=functools.partial(one_of_two, asked_first=False)),
+        False,
+    ),
+    "fewer classes": (images(make=distil(lambda: mlp(1), vocab_size=3)), True),
     "in place": (images(make=distil(InPlace)), True),
     "lazy": (images(make=distil(lambda: [Lazy(), mlp(2)])), True),
     "in pieces": (images(make=distil(lambda: Teacher(mlp(1), microbatch_size=2))), True),
