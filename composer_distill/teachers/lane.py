@@ -7,7 +7,7 @@ from numbers import Number
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from composer_distill.teachers.splitting import parts_of, same_parts
 
@@ -74,6 +74,18 @@ class Lane:
 def lane_of(device: torch.device) -> Lane:
     """Return the lane of a device, one for all who ask: two would not know of each other."""
     return Lane(device)
+
+
+def share_workspace(student: nn.Module, teacher: nn.Module) -> bool:
+    """Return whether both write to memory that no stream owns.
+
+    Transformer Engine has one workspace on a device for the products of all its layers.
+    """
+    return all(any(map(_is_of_engine, model.modules())) for model in (student, teacher))
+
+
+def _is_of_engine(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("transformer_engine.")
 
 
 def _is_plain(part: Any) -> bool:

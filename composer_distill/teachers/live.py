@@ -12,6 +12,7 @@ from torch import Tensor
 from composer_distill.notes import add_note
 from composer_distill.teachers.head_recorder import Head, HeadRecorder
 from composer_distill.teachers.heads import only_at, without_logits
+from composer_distill.teachers.lane import share_workspace
 from composer_distill.teachers.lending import Lending
 from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.teachers.outputs import call_model, extract_logits, names_read
@@ -37,7 +38,7 @@ class LiveTeacher:
         self.weight = teacher.weight
         self.window = teacher.window
         self._device = torch.device("cpu")
-        self.sharded = False  # known from INIT on
+        self.sharded = self._shares = False  # known from INIT on
         self._away = self._told = False
         self._recorder: HeadRecorder | None = None
         self._lending = Lending(label)
@@ -57,6 +58,7 @@ class LiveTeacher:
         self._away = False
         self._lending = Lending(self.label)
         self.teacher.freeze()
+        self._shares = share_workspace(state.model, self.teacher.model)
         self.sharded = is_to_be_sharded(self.teacher.model, sharding, state, self.label)
         if self.sharded:
             self.teacher.place(torch.device("cpu"))
@@ -67,7 +69,7 @@ class LiveTeacher:
     @property
     def stands_apart(self) -> bool:
         """Whether its forward shares nothing with the student's; shards are gathered together."""
-        return not self.sharded
+        return not (self.sharded or self._shares)
 
     def settle(self) -> None:
         """Bring the model back to the device, if it had left it."""

@@ -32,7 +32,7 @@ def narrowed(
         whole[microbatch.mask] = good
     else:
         whole = good if compared.mask is None else good & compared.mask
-    fewer = replace(microbatch, mask=whole)
+    fewer = replace(microbatch, mask=whole, early=False)
     share = whole.sum() / (good.numel() if compared.mask is None else compared.mask.sum())
     if not microbatch.selects:
         return fewer, target, share

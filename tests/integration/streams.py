@@ -4,8 +4,8 @@ Work is done at once, in program order, as a CPU does it. What is modelled is wh
 free to do: each operation belongs to the stream that is current, streams run beside each other, and
 only events order one behind another. Two operations on one memory, of which one writes, must be
 ordered. So must an operation that takes memory and all that was done with what lay there before it
-was freed: the allocator of a stream gives memory on in program order. Autograd computes the gradient of
-an operation on the stream of that operation: so nothing with a gradient may be done aside.
+was freed: the allocator of a stream gives memory on in program order. Autograd computes a gradient
+on the stream of its operation: so nothing with a gradient may be done aside.
 """
 
 from collections import Counter
@@ -65,6 +65,7 @@ class Machine(TorchDispatchMode):
         self.now = self.main
         self.faults = []
         self.apart = []  # of each operation beside the main stream: how much it did not wait for
+        self.products = 0  # of matrices, beside the main stream
         self._memory = {}
 
     def current_stream(self, device=None):
@@ -80,7 +81,7 @@ class Machine(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if self.now is not self.main and torch.is_grad_enabled() and _has_gradient(args, kwargs):
+        if self.now is not self.main and _has_gradient(args, kwargs):
             self.faults.append(f"{func} on {self.now.name}: its gradient would be computed there")
         if func.is_view:  # which touches no memory
             return func(*args, **kwargs)
@@ -96,6 +97,7 @@ class Machine(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self._use(tensor, name, writes=self._is_new(tensor))
         if now is not self.main:
+            self.products += "mm" in name
             self.apart.append(self.main.done[self.main] - now.done[self.main])
         return results
 
@@ -150,6 +152,8 @@ def _accesses(func, args, kwargs):
     given = dict(zip(names, args, strict=False)) | kwargs
     for argument in func._schema.arguments:
         writes = argument.alias_info is not None and argument.alias_info.is_write
+        # batch normalisation's schema does not tell that it writes its statistics
+        writes |= argument.name.startswith("running_") and bool(given.get("training"))
         leaves = tree_leaves(given.get(argument.name))
         (written if writes else read).extend(x for x in leaves if isinstance(x, Tensor))
     return read, written

@@ -9,20 +9,24 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from composer.algorithms import MixUp
+from composer.algorithms import LabelSmoothing, MixUp
 from integration import language
 from integration.harness import (
     Classifier,
+    assert_close,
     assert_same,
     batch_norm_mlp,
     entries_of,
     fit,
+    forward_kl,
     loader,
     mlp,
+    train_by_hand,
     trainer_for,
 )
 from integration.streams import Event, modelled
 from torch import nn
+from torch.nn import functional as F
 
 from composer_distill import Distillation, EMATeacher, FeatureTerm, KLDivergence, Teacher
 from composer_distill.losses import FusedLinearKL, HiddenMSE, NormalizedKD
@@ -30,6 +34,7 @@ from composer_distill.teachers.adapters import AdapterFree
 from composer_distill.teachers.found import CachedAnswers
 from composer_distill.teachers.lane import Lane
 from composer_distill.teachers.live import LiveTeacher
+from composer_distill.teachers.stopwatch import Stopwatch
 from composer_distill.terms.judging import teacher_confident
 from composer_distill.terms.student import StudentReader
 
@@ -114,6 +119,40 @@ class Lazy(nn.Module):
         return self.module(inputs) + self.table
 
 
+class Keeps(nn.Module):
+    """A loss that keeps the last target, to compare with it too."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = None
+
+    def forward(self, student, teacher):
+        targets = [x for x in (teacher, self.last) if x is not None and x.shape == student.shape]
+        self.last = teacher
+        return sum((student - target).square().mean() for target in targets)
+
+
+class Scales:
+    """A view of the batch that is made anew of the last one."""
+
+    def __init__(self):
+        self.factor = None
+
+    def __call__(self, batch):
+        self.factor = batch[0].mean().cos() if self.factor is None else self.factor * 0.9
+        return batch[0] * self.factor
+
+
+# as in Transformer Engine, whose layers share a workspace
+EngineLinear = type("Linear", (nn.Linear,), {"__module__": "transformer_engine.pytorch"})
+
+
+def engine(seed):
+    model = mlp(seed)
+    model[-1].__class__ = EngineLinear
+    return model
+
+
 def text_teacher():
     return language.model("causal", 1)
 
@@ -143,6 +182,29 @@ WORK = {
         images(make=functools.partial(one_of_two, asked_first=False)),
         False,
     ),
+    "windows": (
+        images(make=distil(lambda: [Teacher(mlp(1), end_dur=0.5), Teacher(mlp(2), start_dur=0.5)])),
+        True,
+    ),
+    "a loss that keeps": (
+        images(make=lambda overlap: Distillation(mlp(1), Keeps(), overlap=overlap)),
+        True,
+    ),
+    "a view that is kept": (images(make=distil(lambda: Teacher(mlp(1), input_fn=Scales()))), True),
+    "labels smoothed": (
+        images(make=lambda overlap: [
+            LabelSmoothing(0.1), Distillation(mlp(1), NormalizedKD(1.5, 2.0), overlap=overlap)
+        ]),
+        True,
+    ),
+    "one workspace": (
+        {
+            "student": functools.partial(Classifier, engine(0)),
+            "make": distil(lambda: engine(1)),
+        },
+        False,
+    ),
+    "the teacher's own workspace": (images(make=distil(lambda: engine(1))), True),
     "fewer classes": (images(make=distil(lambda: mlp(1), vocab_size=3)), True),
     "in place": (images(make=distil(InPlace)), True),
     "lazy": (images(make=distil(lambda: [Lazy(), mlp(2)])), True),
@@ -213,12 +275,25 @@ def test_whatever_order_the_streams_allow_the_result_is_the_same(machine, name):
     with machine:
         beside = train(work, overlap=True)
     assert machine.faults == []
-    assert bool(machine.apart) is overlaps
+    assert bool(machine.apart) is bool(machine.products) is overlaps
     assert all(unwaited > 0 for unwaited in machine.apart)
     machine.lane = Lane(torch.device("cpu"))
     behind = train(work, overlap=False)
     assert_same(beside.state.model, behind.state.model)
     assert values(beside) == values(behind)
+
+
+def test_a_loop_by_hand(machine):
+    teacher = mlp(1)
+
+    def objective(student, batch):
+        distance = forward_kl(2.0)(student(batch[0]), teacher(batch[0]).detach())
+        return 0.1 * F.cross_entropy(student(batch[0]), batch[1]) + 0.9 * distance
+
+    with machine:
+        trained = fit(Classifier(mlp(0)), distil(lambda: teacher)(True))
+    assert machine.apart
+    assert_close(trained.state.model.module, train_by_hand(mlp(0), loader(), objective))
 
 
 def test_a_run_that_goes_on_ends_where_the_straight_one_ends(machine, tmp_path):
@@ -247,6 +322,7 @@ def test_the_student_waits_for_a_teacher_that_fails(machine):
     with machine, pytest.raises(ValueError, match="no"):
         train(images(make=distil(Fails)), overlap=True)
     assert machine.now is machine.main
+    assert machine.lane._mark is None
     assert (
         machine.main.done[machine.lane._stream] == machine.lane._stream.done[machine.lane._stream]
     )
@@ -266,6 +342,17 @@ def test_who_stands_apart():
     assert not live.stands_apart
     for kind in (AdapterFree, CachedAnswers):  # the one is the student, the other reads files
         assert not hasattr(kind, "stands_apart")
+
+
+def test_the_time_is_that_of_the_students_stream(machine, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Stopwatch, "start", lambda self: seen.append(machine.now))
+    monkeypatch.setattr(Stopwatch, "stop", lambda self, start: seen.append(machine.now))
+    with machine:
+        train(WORK["one teacher"][0], overlap=True)
+    assert seen
+    assert machine.apart
+    assert set(seen) == {machine.main}
 
 
 def test_nothing_of_a_batch_is_kept(machine):

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from composer_distill.teachers.microbatch import Microbatch
+from composer_distill.terms.narrowing import narrowed
 
 
 def rows(scores, mask, axis=-1):
@@ -75,3 +76,10 @@ def test_where_nothing_is_kept_one_row_stands_in(selects):
     assert found.keep(SCORES).equal(torch.zeros(1, 4)) or selects
     found.zero().backward()
     assert SCORES.grad.equal(torch.zeros_like(SCORES))
+
+
+def test_what_is_made_of_a_microbatch_is_not_as_early_as_it():
+    microbatch = Microbatch({"x": SCORES}, None, SCORES, MASK, early=True)
+    assert not microbatch.take(torch.tensor([1])).early
+    target = microbatch.compared.logits.detach()
+    assert not narrowed(microbatch, target, torch.tensor([True, False, True]))[0].early
