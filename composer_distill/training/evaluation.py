@@ -22,6 +22,7 @@ from composer_distill.telemetry.values import (
 )
 from composer_distill.terms.logits import LogitsTerm
 from composer_distill.terms.task import IGNORED_LABEL, Task
+from composer_distill.training.given import GivenBatch
 
 
 class TeacherEvaluation:
@@ -36,6 +37,7 @@ class TeacherEvaluation:
 
     def __init__(self, term: LogitsTerm) -> None:
         self._term = term
+        self._given = GivenBatch()
         self._metrics: list[dict[str, Metric]] = []
         self._sums: Tensor | None = None
         self._seen = 0
@@ -48,11 +50,16 @@ class TeacherEvaluation:
         self._everyone = self._term.panel.draw(0, everyone=True)
         self._sums, self._seen = None, 0
 
+    def begin(self, state: State, logger: Logger) -> None:
+        """EVAL_BEFORE_FORWARD: a student that changes its batch is known by a copy."""
+        self._given.copy(state.batch)
+
     def update(self, state: State, logger: Logger) -> None:
         """EVAL_AFTER_FORWARD: the teachers answer the microbatch that the student answered."""
+        batch = self._given.as_given(shallow_copy(state.batch))
         if not self._everyone:
             return
-        term, (view, task) = self._term, _with_labels(state, self._term.reader.task)
+        term, (view, task) = self._term, _with_labels(batch, state, self._term.reader.task)
         # Teachers answer every position, whatever is compared, for their own metrics
         microbatch = replace(term.read(view, state.outputs, task), selects=False)
         size = len(microbatch.logits)
@@ -63,7 +70,7 @@ class TeacherEvaluation:
             if not padding:
                 self._update_metrics(index, logits, state)
 
-        asked = replace(microbatch, view=shallow_copy(state.batch))
+        asked = replace(microbatch, view=shallow_copy(batch))
         target = term.target(self._everyone, asked, state, watch)
         term.forget()  # nothing asks for what it noted of this
         term.panel.forget()
@@ -111,14 +118,14 @@ class TeacherEvaluation:
                 model.update_metric(shallow_copy(state.batch), outputs, metric)
 
 
-def _with_labels(state: State, task: Task) -> tuple[Any, Task]:
-    """Return the batch with its labels, and the task that tells how they are aligned.
+def _with_labels(batch: Any, state: State, task: Task) -> tuple[Any, Task]:
+    """Return a batch with its labels, and the task that tells how they are aligned.
 
     ``HuggingFaceModel.eval_forward`` may have taken them out of the batch, and then it has shifted
     those of a model that it takes for causal. Where the student's own loss does not shift they are
     shifted back; of the first label of each sequence nothing is left then.
     """
-    batch, model = shallow_copy(state.batch), getattr(state.model, "module", state.model)
+    model = getattr(state.model, "module", state.model)
     labels = getattr(model, "labels", None)
     if not isinstance(batch, dict) or "labels" in batch or not isinstance(labels, Tensor):
         return batch, task

@@ -23,6 +23,7 @@ from composer_distill.terms.protocol import Term
 from composer_distill.training.blending import Contribution
 from composer_distill.training.companions import CompanionTrainer
 from composer_distill.training.evaluation import TeacherEvaluation
+from composer_distill.training.given import GivenBatch
 from composer_distill.training.logbook import Logbook
 from composer_distill.training.memory import agree_on_memory
 from composer_distill.training.record import keep_under_one_name
@@ -82,6 +83,7 @@ class EventHandlers:
         self._joins_late = False
         # Of the current microbatch
         self._view: Any = None
+        self._given = GivenBatch()
         self._contribution = Contribution()
         self._is_open = False  # from its forward until its batch has been passed over
         self._handlers = self._answers(evaluation)
@@ -102,6 +104,7 @@ class EventHandlers:
         if evaluation is not None:
             answers |= {
                 Event.EVAL_START: evaluation.start,
+                Event.EVAL_BEFORE_FORWARD: evaluation.begin,
                 Event.EVAL_AFTER_FORWARD: evaluation.update,
                 Event.EVAL_END: partial(self._log_evaluation, evaluation),
             }
@@ -110,7 +113,7 @@ class EventHandlers:
     def match(self, event: Event, state: State) -> bool:
         """Return whether ``apply`` has something to do at ``event``."""
         if event is Event.BEFORE_FORWARD:  # == of these costs more, and comes 13 times a batch
-            return self._looks and self._acts(state)
+            return (self._looks or self._given.watches) and self._acts(state)
         if event is Event.AFTER_FORWARD or event is Event.AFTER_LOSS:
             return self._acts(state)
         if event is Event.BEFORE_BACKWARD:
@@ -165,7 +168,7 @@ class EventHandlers:
         self._panel.prepare(state, settings.teacher_sharding)
         if isinstance(settings.kd_loss_fn, nn.Module):
             state.device.module_to_device(settings.kd_loss_fn)
-        self._inside = None
+        self._inside, self._given = None, GivenBatch()
         found = [_handlers_of(algorithm) for algorithm in state.algorithms]
         self.peers = [handlers for handlers in found if handlers is not None]
         check_followed_once([peer._settings.teachers for peer in self.peers])
@@ -211,6 +214,7 @@ class EventHandlers:
     def _listen(self, state: State, logger: Logger) -> None:
         """BEFORE_FORWARD: some terms need more than the student's output, some teachers begin."""
         self._is_open = True
+        self._given.listen(state.model)
         self._panel.look_ahead(state)
         for term in self._listeners:
             term.start_forward(state)
@@ -219,7 +223,7 @@ class EventHandlers:
         """AFTER_FORWARD: keep the view that the student saw, before labels are smoothed."""
         for term in self._listeners:
             term.end_forward()
-        self._is_open, self._view = True, shallow_copy(state.batch)
+        self._is_open, self._view = True, self._given.as_given(shallow_copy(state.batch))
         self._contribution = Contribution()
 
     def _distil(self, state: State, logger: Logger) -> None:
@@ -259,6 +263,7 @@ class EventHandlers:
     def _forget_microbatch(self) -> None:
         """Keep nothing of the last microbatch: no tensor outlives it, and copies can be made."""
         self._view, self._contribution, self._is_open = None, Contribution(), False
+        self._given.forget()
         for term in self._listeners:
             term.end_forward()
 

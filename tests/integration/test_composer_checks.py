@@ -48,7 +48,7 @@ def test_it_is_an_algorithm_that_matches_no_event_it_does_not_answer():
     term = distil()
     assert isinstance(term, Algorithm)
     trainer = trainer_for(Classifier(mlp(0)), term)
-    idle = {Event.BEFORE_FORWARD, Event.EPOCH_START, Event.EVAL_START, Event.PREDICT_START}
+    idle = {Event.EPOCH_START, Event.EPOCH_END, Event.EVAL_START, Event.PREDICT_START}
     assert not any(term.match(event, trainer.state) for event in idle)
     trainer.close()
 

@@ -1,12 +1,23 @@
-"""Teachers that change their input in place change nothing for anybody else."""
+"""Teachers, and students, that change their input in place change nothing for anybody else."""
 
 import pytest
 import torch
-from composer.algorithms import SAM
-from integration.harness import Classifier, assert_same, fit, loader, logged, mlp
+from composer.algorithms import SAM, MixUp
+from composer.core import Event
+from integration.harness import (
+    Classifier,
+    Spy,
+    assert_same,
+    entries_of,
+    fit,
+    loader,
+    logged,
+    mlp,
+)
 from torch import nn
 
-from composer_distill import Distillation, KLDivergence, Teacher
+from composer_distill import Distillation, FeatureTerm, KLDivergence, Teacher
+from composer_distill.losses import HiddenMSE
 
 # Composer's own, at each SAM
 pytestmark = pytest.mark.filterwarnings("ignore:SAM has known issues")
@@ -111,3 +122,80 @@ def test_weights_of_the_loss_that_are_trained_or_frozen_are_in_order(caplog, how
     fit(student, Distillation(mlp(1), loss), train_dataloader=loader(), optimizers=optimizer)
     assert "that no optimizer trains" not in caplog.text
     assert torch.equal(before, loss.project.weight) == (how == "frozen")
+
+
+def student_that(*, writes):
+    student = Normalised(in_place=writes)
+    student.net = mlp(0, dropout=0.2)
+    return Classifier(student)
+
+
+TAUGHT = {
+    "one teacher": lambda: Distillation(Normalised(in_place=False), KLDivergence(2.0)),
+    "one that writes": lambda: Distillation(Normalised(in_place=True), KLDivergence(2.0)),
+    "two": lambda: Distillation([mlp(1), Normalised(in_place=False)], KLDivergence(2.0)),
+    "layers": lambda: Distillation(
+        Normalised(in_place=False),
+        None,
+        feature_terms=[FeatureTerm(student="net.0", teacher="net.0", loss=HiddenMSE())],
+    ),
+    "evaluated": lambda: Distillation(mlp(1), KLDivergence(2.0), eval_teachers=True),
+    "from the third batch on": lambda: Distillation(mlp(1), KLDivergence(2.0), start_dur="2ba"),
+    "behind MixUp": lambda: [MixUp(alpha=0.5), Distillation(mlp(1), KLDivergence(2.0))],
+    "before MixUp": lambda: [Distillation(mlp(1), KLDivergence(2.0)), MixUp(alpha=0.5)],
+    "behind SAM": lambda: [SAM(rho=0.05, interval=10), Distillation(mlp(1), KLDivergence(2.0))],
+    "two instances": lambda: [
+        Distillation(mlp(1), KLDivergence(2.0)),
+        Distillation(mlp(2), KLDivergence(1.0)),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_teachers_read_what_a_student_was_given_that_writes_into_it(name, caplog):
+    def train(writes):
+        return fit(
+            student_that(writes=writes),
+            TAUGHT[name](),
+            train_dataloader=loader(30),
+            eval_dataloader=loader(20, seed=5) if name == "evaluated" else None,
+            max_duration="2ep",
+            device_train_microbatch_size=5,
+        )
+
+    reading, told = train(False), len(caplog.records)
+    writing = train(True)
+    assert_same(writing.state.model, reading.state.model)
+    assert without_time(entries_of(writing)) == without_time(entries_of(reading))
+    said = [record.getMessage() for record in caplog.records[told:]]
+    found = [words for words in said if words.startswith("the student changes its input in place")]
+    instances = 2 if name == "two instances" else 1
+    assert len(found) == instances * (2 if name == "evaluated" else 1)
+
+
+def without_time(values):
+    return {name: value for name, value in values.items() if "time" not in name}
+
+
+def test_a_student_that_reads_is_looked_at_four_times():
+    student = student_that(writes=False)
+    spy = Spy(Event.BEFORE_FORWARD, lambda state: len(state.model._forward_pre_hooks))
+    trainer = fit(
+        student, Distillation(mlp(1), KLDivergence()), train_dataloader=loader(60), callbacks=[spy]
+    )
+    assert spy.seen == [1, 1, 1, 1, 0, 0]
+    assert not trainer.state.model._forward_pre_hooks
+
+
+def test_a_compiled_student_is_not_compiled_again():
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    student = student_that(writes=False)
+    term = Distillation(mlp(1), KLDivergence())
+    fit(student, term, train_dataloader=loader(60), compile_config={"backend": backend})
+    assert len(compiled) == 1
