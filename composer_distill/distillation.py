@@ -122,7 +122,7 @@ class Distillation(Algorithm):
             parameters where the student is cut.
         overlap: Whether the first teacher of each batch computes while the student still does, on a
             second CUDA stream, to the same result. It takes memory for both at once. Without effect
-            on a CPU, and for teachers that are cut, routed or the student's own base.
+            on a CPU, and for teachers that are cut, cached, routed or the student's own base.
 
     Raises:
         TypeError: If an argument is of the wrong kind.

@@ -379,7 +379,14 @@ def in_inference_mode():
 
 @pytest.mark.parametrize(
     ("part", "stands"),
-    [(torch.zeros(2), True), ("name", True), (3, True), (None, True), (Holder(), False)],
+    [
+        (torch.zeros(2), True),
+        ("name", True),
+        (b"name", True),
+        (3, True),
+        (None, True),
+        (Holder(), False),
+    ],
 )
 def test_a_batch_stands_where_all_that_it_holds_can_be_seen(machine, part, stands):
     batch = {"x": torch.zeros(2), "more": [part, (part,)]}
@@ -392,6 +399,12 @@ def test_a_tensor_of_inference_mode_tells_no_changes(machine):
     batch = in_inference_mode()
     machine.lane.mark(batch)
     assert not machine.lane.stands(batch)
+
+
+def test_no_stream_is_made_where_nobody_asks_for_one(machine):
+    with machine:
+        train(WORK["text, features"][0], overlap=False)
+    assert machine.lane._stream is None
 
 
 def test_nothing_happens_on_a_cpu():
