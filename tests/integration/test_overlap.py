@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from composer.algorithms import LabelSmoothing, MixUp
+from composer.core import Algorithm, Event
 from integration import language
 from integration.harness import (
     Classifier,
@@ -24,7 +25,8 @@ from integration.harness import (
     train_by_hand,
     trainer_for,
 )
-from integration.streams import Event, modelled
+from integration.streams import Event as Moment
+from integration.streams import modelled
 from torch import nn
 from torch.nn import functional as F
 
@@ -36,6 +38,7 @@ from composer_distill.teachers.lane import Lane
 from composer_distill.teachers.live import LiveTeacher
 from composer_distill.teachers.stopwatch import Stopwatch
 from composer_distill.terms.judging import teacher_confident
+from composer_distill.terms.positions import attended_positions, loss_positions
 from composer_distill.terms.student import StudentReader
 
 
@@ -93,6 +96,24 @@ def one_of_two(overlap, *, asked_first):
 def mixed(overlap, *, first, **options):
     algorithms = [MixUp(alpha=0.5, **options), distil(lambda: mlp(1))(overlap)]
     return algorithms if first else algorithms[::-1]
+
+
+class Masks(Algorithm):
+    """Leaves out labels after the batch was marked, in place or in another tensor."""
+
+    def __init__(self, fill):
+        self.fill = fill
+
+    def match(self, event, state):
+        return event is Event.BEFORE_FORWARD
+
+    def apply(self, event, state, logger):
+        labels = state.batch["labels"]
+        state.batch["labels"] = self.fill(labels, labels % 2 == 0, -100)
+
+
+def masked_after(fill):
+    return lambda overlap: [distil(text_teacher)(overlap), Masks(fill)]
 
 
 class InPlace(nn.Module):
@@ -234,6 +255,10 @@ WORK = {
     "text, labels": (texts(make=distil(text_teacher, NormalizedKD(1.5, 1.0))), True),
     "text, judged": (texts(make=distil(text_teacher, mask_fn=teacher_confident(0.1))), True),
     "text, own positions": (texts(make=distil(text_teacher, mask_fn=second_answers)), False),
+    "text, with a loss": (texts(make=distil(text_teacher, mask_fn=loss_positions)), True),
+    "text, attended": (texts(make=distil(text_teacher, mask_fn=attended_positions)), True),
+    "text, exchanged": (texts(make=masked_after(torch.Tensor.masked_fill)), False),
+    "text, written into": (texts(make=masked_after(torch.Tensor.masked_fill_)), False),
     "text, features": (
         texts(make=distil(text_teacher, feature_terms=[hidden("model.transformer.h.0")])),
         True,
@@ -395,6 +420,15 @@ def test_a_batch_stands_where_all_that_it_holds_can_be_seen(machine, part, stand
     assert not machine.lane.stands({**batch, "x": torch.zeros(2)})
 
 
+def test_a_mark_is_of_one_batch_and_all_are_of_one_stream(machine):
+    batch = torch.zeros(2)
+    machine.lane.mark(batch)
+    stream = machine.lane._stream
+    machine.lane.mark([batch, Holder()])
+    assert machine.lane._mark is None
+    assert machine.lane._stream is stream
+
+
 def test_a_tensor_of_inference_mode_tells_no_changes(machine):
     batch = in_inference_mode()
     machine.lane.mark(batch)
@@ -436,7 +470,7 @@ class NoMark(Lane):
     def mark(self, batch):
         super().mark(batch)
         if self._mark is not None:
-            self._mark = self._mark[0], Event({})
+            self._mark = self._mark[0], Moment({})
 
 
 class AnyBatch(Lane):
