@@ -163,6 +163,7 @@ def test_all_arguments_arrive(folder, answers):
         vocab_size: 10
         telemetry: false
         verify_teachers: false
+        overlap: true
         teacher_sharding: replicated
         feature_terms:
           - student: transformer.h.0
@@ -195,7 +196,11 @@ def test_all_arguments_arrive(folder, answers):
     assert (algorithm.combine, algorithm.n_teachers_to_sample) == ("probabilities", 1)
     assert algorithm.mask_fn.func is loss_positions
     assert algorithm.mask_fn.keywords == {"shift": False}
-    assert (algorithm.telemetry, algorithm.verify_teachers) == (False, False)
+    assert (algorithm.telemetry, algorithm.verify_teachers, algorithm.overlap) == (
+        False,
+        False,
+        True,
+    )
     assert algorithm.teacher_sharding == "replicated"
     (term,) = algorithm.feature_terms
     assert (term.student, term.teacher) == ("transformer.h.0", ("transformer.h.*",))

@@ -228,6 +228,10 @@ WORK = {
     "the teacher's own workspace": (images(make=distil(lambda: engine(1))), True),
     "fewer classes": (images(make=distil(lambda: mlp(1), vocab_size=3)), True),
     "in place": (images(make=distil(InPlace)), True),
+    "a student in place": (
+        {"student": functools.partial(Classifier, InPlace()), "make": distil(lambda: mlp(2))},
+        False,
+    ),
     "lazy": (images(make=distil(lambda: [Lazy(), mlp(2)])), True),
     "in pieces": (images(make=distil(lambda: Teacher(mlp(1), microbatch_size=2))), True),
     "own view": (images(make=distil(lambda: Teacher(mlp(1), input_fn=lambda x: x))), True),
