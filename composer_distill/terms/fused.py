@@ -93,12 +93,13 @@ class FusedTerm:
             self._student.__exit__()
             self._student.forget()
 
-    def measure(self, state: State, view: Any, *, trust_labels: bool) -> Measured:
+    def measure(self, state: State, view: Any, outputs: Any, *, trust_labels: bool) -> Measured:
         """Return the loss, values for the log and the number of positions that count.
 
         Args:
             state: The Trainer's state at AFTER_LOSS.
             view: The batch as the student saw it.
+            outputs: The student's output, as its loss was given it.
             trust_labels: Not read: no logits are judged.
 
         Raises:
@@ -106,9 +107,9 @@ class FusedTerm:
         """
         with noted("kd_loss_fn", self._loss, " in a schedule"):
             self._loss.resolve(state)
-        logits = self.reader.logits(state.outputs)
-        self.reader.ask_own_loss(state.loss, view, state.outputs, logits)
-        microbatch = self.reader.read(view, state.outputs, logits)
+        logits = self.reader.logits(outputs)
+        self.reader.ask_own_loss(state.loss, view, outputs, logits)
+        microbatch = self.reader.read(view, outputs, logits)
         if self._student is None:
             raise RuntimeError("FusedTerm.prepare was not called. Add the algorithm to a Trainer.")
         drawn = self.panel.draw(int(state.timestamp.batch))

@@ -88,12 +88,13 @@ class LogitsTerm:
         """The temperature at which probabilities are mixed: that of the loss."""
         return float(getattr(self.kd_loss_fn, "temperature", 1.0))
 
-    def measure(self, state: State, view: Any, *, trust_labels: bool) -> Measured:
+    def measure(self, state: State, view: Any, outputs: Any, *, trust_labels: bool) -> Measured:
         """Return the unweighted distillation loss of the microbatch, and values for the log.
 
         Args:
             state: The Trainer's state at AFTER_LOSS.
             view: The batch as the student saw it.
+            outputs: The student's output, as its loss was given it.
             trust_labels: Whether the batch's labels are real, so that teachers can be judged.
 
         Raises:
@@ -104,7 +105,7 @@ class LogitsTerm:
             with noted("kd_loss_fn", self.kd_loss_fn, " in a schedule"):
                 self.kd_loss_fn.resolve(state)
         judged = trust_labels and self.observer is not None and self.observer.wants_labels
-        microbatch = self.read(view, state.outputs, own_loss=state.loss, with_labels=judged)
+        microbatch = self.read(view, outputs, own_loss=state.loss, with_labels=judged)
         drawn = self.panel.draw(int(state.timestamp.batch))
         values: dict[str, Tensor] = {}
         asked, target, share = self._ask(drawn, microbatch, state, values, judged=judged)

@@ -47,12 +47,13 @@ class Term(Protocol):
         """AFTER_FORWARD of the student, where the term listens."""
         ...
 
-    def measure(self, state: State, view: Any, *, trust_labels: bool) -> Measured:
+    def measure(self, state: State, view: Any, outputs: Any, *, trust_labels: bool) -> Measured:
         """Ask the teachers and measure the student's distance from them, at AFTER_LOSS.
 
         Args:
             state: The Trainer's state.
             view: The batch as the student saw it.
+            outputs: The student's output, as its loss was given it.
             trust_labels: Whether the batch's labels are real, so that teachers can be judged.
         """
         ...

@@ -71,12 +71,13 @@ class SparseTerm:
         """Forget what was noted of a batch."""
         self._logits.forget()
 
-    def measure(self, state: State, view: Any, *, trust_labels: bool) -> Measured:
+    def measure(self, state: State, view: Any, outputs: Any, *, trust_labels: bool) -> Measured:
         """Return the unweighted distillation loss of the microbatch, and values for the log.
 
         Args:
             state: The Trainer's state at AFTER_LOSS.
             view: The batch as the student saw it.
+            outputs: The student's output, as its loss was given it.
             trust_labels: Not read: no teacher is judged by few classes.
 
         Raises:
@@ -85,7 +86,7 @@ class SparseTerm:
         """
         with noted("kd_loss_fn", self._loss, " in a schedule"):
             self._loss.resolve(state)
-        microbatch = self._logits.read(view, state.outputs, own_loss=state.loss)
+        microbatch = self._logits.read(view, outputs, own_loss=state.loss)
         ((index, _),) = self.panel.draw(int(state.timestamp.batch))
         source = self._sources[index]
         target = self.panel.timed(source, source.sparse_target, microbatch, state)

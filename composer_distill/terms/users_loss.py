@@ -15,8 +15,8 @@ _log = logging.getLogger(__name__)
 class UsersLoss:
     """Calls a function with logits that it may not spoil.
 
-    The first answer is a copy. Where the function wrote into it, which is said once, all later ones
-    are copies too; else they are the logits themselves, whose version tells of a late writer.
+    The first ones are copies. Where the function wrote into them, which is said once, all later
+    ones are copies too; else they are the logits themselves, whose version tells of a late writer.
 
     Args:
         function: The callable ``(student, teacher) -> tensor``.
@@ -38,15 +38,13 @@ class UsersLoss:
             TypeError: If the function returns no tensor.
         """
         dtype = torch.promote_types(student.dtype, torch.float32)
-        given = teacher.to(dtype)
-        if given is teacher and self._copies:
-            given = teacher.clone()
-        version = given._version
+        given = [self._lent(logits, dtype) for logits in (student, teacher)]
+        versions = [logits._version for logits in given]
         what = f" on logits of shape {tuple(student.shape)}"
         with noted("kd_loss_fn", self.function, what):
-            distance = self.function(student.to(dtype), given)
+            distance = self.function(*given)
         self._copies = self._told
-        if given._version != version:
+        if versions != [logits._version for logits in given]:
             self._tell()
         if not isinstance(distance, Tensor):
             raise TypeError(
@@ -55,14 +53,18 @@ class UsersLoss:
             )
         return distance.mean()
 
+    def _lent(self, logits: Tensor, dtype: torch.dtype) -> Tensor:
+        cast = logits.to(dtype)
+        return logits.clone() if cast is logits and self._copies else cast
+
     def _tell(self) -> None:
         self._copies = True
         if not self._told:
             self._told = True
             _log.warning(
-                "kd_loss_fn writes into the teacher's logits, which others read too. It is given a "
-                "copy from now on, which costs their memory once more; write teacher = "
-                "teacher.clone() in it, or leave out what ends with an underscore."
+                "kd_loss_fn writes into the logits that it is given, which others read too. It is "
+                "given copies from now on, which cost their memory once more; clone() them in it, "
+                "or leave out what ends with an underscore."
             )
 
 

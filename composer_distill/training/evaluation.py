@@ -52,11 +52,11 @@ class TeacherEvaluation:
 
     def begin(self, state: State, logger: Logger) -> None:
         """EVAL_BEFORE_FORWARD: a student that changes its batch is known by a copy."""
-        self._given.copy(state.batch)
+        self._given.note(state.batch)
 
     def update(self, state: State, logger: Logger) -> None:
         """EVAL_AFTER_FORWARD: the teachers answer the microbatch that the student answered."""
-        batch = self._given.as_given(shallow_copy(state.batch))
+        batch = self._given.as_given()
         if not self._everyone:
             return
         term, (view, task) = self._term, _with_labels(batch, state, self._term.reader.task)

@@ -17,13 +17,12 @@ from composer_distill.teachers.roster import (
     check_followed_once,
 )
 from composer_distill.teachers.sharding import Sharding
-from composer_distill.teachers.splitting import shallow_copy
 from composer_distill.terms.panel import TeacherPanel
 from composer_distill.terms.protocol import Term
 from composer_distill.training.blending import Contribution
 from composer_distill.training.companions import CompanionTrainer
 from composer_distill.training.evaluation import TeacherEvaluation
-from composer_distill.training.given import GivenBatch
+from composer_distill.training.given import GivenAnswer, GivenBatch
 from composer_distill.training.logbook import Logbook
 from composer_distill.training.memory import agree_on_memory
 from composer_distill.training.record import keep_under_one_name
@@ -71,7 +70,6 @@ class EventHandlers:
         self._panel = panel
         self._terms = tuple(terms)
         self._listeners = [term for term in self._terms if term.listens]
-        self._looks = bool(self._listeners) or panel.looks_ahead
         self._book = book
         self.companions = companions
         self._evaluates = evaluation is not None
@@ -82,8 +80,8 @@ class EventHandlers:
         self.former_identities: list[str] = []
         self._joins_late = False
         # Of the current microbatch
-        self._view: Any = None
         self._given = GivenBatch()
+        self._answer = GivenAnswer(None)
         self._contribution = Contribution()
         self._is_open = False  # from its forward until its batch has been passed over
         self._handlers = self._answers(evaluation)
@@ -95,7 +93,8 @@ class EventHandlers:
             Event.FIT_START: self._check_run,
             Event.BEFORE_TRAIN_BATCH: self._start_pass,
             Event.BEFORE_FORWARD: self._listen,
-            Event.AFTER_FORWARD: self._remember_view,
+            Event.AFTER_FORWARD: self._end_forward,
+            Event.BEFORE_LOSS: self._remember_answer,
             Event.AFTER_LOSS: self._distil,
             Event.BEFORE_BACKWARD: self._join,
             Event.AFTER_TRAIN_BATCH: self._end_pass,
@@ -112,9 +111,8 @@ class EventHandlers:
 
     def match(self, event: Event, state: State) -> bool:
         """Return whether ``apply`` has something to do at ``event``."""
-        if event is Event.BEFORE_FORWARD:  # == of these costs more, and comes 13 times a batch
-            return (self._looks or self._given.watches) and self._acts(state)
-        if event is Event.AFTER_FORWARD or event is Event.AFTER_LOSS:
+        of_forward = event is Event.BEFORE_FORWARD or event is Event.AFTER_FORWARD
+        if of_forward or event is Event.BEFORE_LOSS or event is Event.AFTER_LOSS:  # not ==
             return self._acts(state)
         if event is Event.BEFORE_BACKWARD:
             return self._joins_late and self._acts(state)
@@ -219,12 +217,16 @@ class EventHandlers:
         for term in self._listeners:
             term.start_forward(state)
 
-    def _remember_view(self, state: State, logger: Logger) -> None:
-        """AFTER_FORWARD: keep the view that the student saw, before labels are smoothed."""
+    def _end_forward(self, state: State, logger: Logger) -> None:
+        """AFTER_FORWARD: listen to the student no more."""
+        self._given.end(state.batch)
         for term in self._listeners:
             term.end_forward()
-        self._is_open, self._view = True, self._given.as_given(shallow_copy(state.batch))
         self._contribution = Contribution()
+
+    def _remember_answer(self, state: State, logger: Logger) -> None:
+        """BEFORE_LOSS: keep what the student's loss is given, which may take entries out of it."""
+        self._answer = GivenAnswer(state.outputs)
 
     def _distil(self, state: State, logger: Logger) -> None:
         """AFTER_LOSS: measure the terms, and join them unless the loss is yet to be mixed."""
@@ -234,13 +236,13 @@ class EventHandlers:
         self._book.note_weights(weights, ours.org_weight)
         acting = [term for term in self._terms if weights[term.weight_name] > 0.0]
         if acting:
-            view = shallow_copy(state.batch) if self._view is None else self._view
+            view, outputs = self._given.as_given(), self._answer.as_given()
             trust_labels = ours.org_weight > 0.0  # else they may be placeholders
             for term in acting:
-                measured = term.measure(state, view, trust_labels=trust_labels)
+                measured = term.measure(state, view, outputs, trust_labels=trust_labels)
                 ours.add(measured, weights[term.weight_name])
             agree_on_memory(state)
-            self._view = None
+        self._answer = GivenAnswer(None)
         if not self._joins_late:
             self._join(state, logger)
 
@@ -262,7 +264,7 @@ class EventHandlers:
 
     def _forget_microbatch(self) -> None:
         """Keep nothing of the last microbatch: no tensor outlives it, and copies can be made."""
-        self._view, self._contribution, self._is_open = None, Contribution(), False
+        self._answer, self._contribution, self._is_open = GivenAnswer(None), Contribution(), False
         self._given.forget()
         for term in self._listeners:
             term.end_forward()

@@ -270,7 +270,8 @@ def test_nothing_outlives_a_batch_whose_weight_is_zero():
     data = language.loader(language.batches("causal"))
     run = fit(student, teacher, data, FusedLinearKL(), kd_loss_weight=lambda state: 0.0)
     (term,) = copy.deepcopy(run.state.algorithms)
-    assert term._events._view is None
+    assert term._events._given._noted is None
+    assert term._events._answer.as_given() is None
 
 
 class Scaled(language.Counts):

@@ -6,8 +6,10 @@ from composer.algorithms import SAM, MixUp
 from composer.core import Event
 from integration.harness import (
     Classifier,
+    Recorder,
     Spy,
     assert_same,
+    dataset,
     entries_of,
     fit,
     loader,
@@ -15,9 +17,11 @@ from integration.harness import (
     mlp,
 )
 from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from composer_distill import Distillation, FeatureTerm, KLDivergence, Teacher
-from composer_distill.losses import HiddenMSE
+from composer_distill.losses import DecoupledKD, HiddenMSE
 
 # Composer's own, at each SAM
 pytestmark = pytest.mark.filterwarnings("ignore:SAM has known issues")
@@ -177,14 +181,122 @@ def without_time(values):
     return {name: value for name, value in values.items() if "time" not in name}
 
 
-def test_a_student_that_reads_is_looked_at_four_times():
+def test_a_student_that_reads_is_copied_from_four_times():
+    term = Distillation(mlp(1), KLDivergence())
+    copies = Spy(Event.AFTER_FORWARD, lambda _: [x for *_, x in term._events._given._noted[1]])
+    hooks = Spy(Event.AFTER_FORWARD, lambda state: len(state.model._forward_pre_hooks))
     student = student_that(writes=False)
-    spy = Spy(Event.BEFORE_FORWARD, lambda state: len(state.model._forward_pre_hooks))
-    trainer = fit(
-        student, Distillation(mlp(1), KLDivergence()), train_dataloader=loader(60), callbacks=[spy]
-    )
-    assert spy.seen == [1, 1, 1, 1, 0, 0]
-    assert not trainer.state.model._forward_pre_hooks
+    fit(student, term, train_dataloader=loader(60), callbacks=[copies, hooks])
+    assert [[x is not None for x in seen] for seen in copies.seen] == [[True] * 2] * 4 + [
+        [False] * 2
+    ] * 2
+    assert hooks.seen == [0] * 6
+
+
+class Changing(Classifier):
+    """A student of a dict that changes what others read in one of many ways, or does the same."""
+
+    def __init__(self, way, *, changes, begins=0):
+        super().__init__(mlp(0))
+        self.way, self.changes, self.begins, self.calls = way, changes, begins, 0
+        self.kept = None
+
+    def forward(self, batch):
+        self.calls += 1
+        if not self.changes or self.calls <= self.begins:
+            return {"logits": self.module((batch["x"] - 0.5) / 0.25)}
+        if self.way == "puts another into its batch":
+            batch["x"] = (batch["x"] - 0.5) / 0.25
+            return {"logits": self.module(batch["x"])}
+        if self.way == "takes labels out":
+            self.kept = batch.pop("labels")
+        if self.way == "writes":
+            batch["x"].sub_(0.5).div_(0.25)
+            return {"logits": self.module(batch["x"])}
+        if self.way == "writes past versions":
+            batch["x"].data.sub_(0.5).div_(0.25)
+            return {"logits": self.module(batch["x"])}
+        return {"logits": self.module((batch["x"] - 0.5) / 0.25)}
+
+    def loss(self, outputs, batch):
+        labels = batch.get("labels", self.kept)
+        loss = F.cross_entropy(outputs["logits"] / 2, labels)
+        if self.changes and self.way == "puts another into its answer":
+            outputs["logits"] = outputs["logits"] / 2
+        if self.changes and self.way == "writes in its loss":
+            batch["x"] += 1.0
+            batch["labels"] = batch["labels"].clone().zero_()
+        return loss
+
+
+class OfDict(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = mlp(1)
+
+    def forward(self, x):
+        return self.net(x.clone())
+
+
+class RecorderOfDict(Recorder):
+    def forward(self, x):
+        return super().forward(x)
+
+
+def rows(n=40):
+    return DataLoader([{"x": x, "labels": y} for x, y in dataset(n)], batch_size=10)
+
+
+WAYS = (
+    "puts another into its batch",
+    "takes labels out",
+    "writes",
+    "writes past versions",
+    "puts another into its answer",
+    "writes in its loss",
+)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_a_student_or_its_loss_does_to_its_batch_and_answer_is_its_own(way):
+    runs = [
+        fit(
+            Changing(way, changes=changes),
+            Distillation(OfDict(), DecoupledKD()),  # which reads labels
+            train_dataloader=rows(),
+            max_duration="2ep",
+            device_train_microbatch_size=5,
+        )
+        for changes in (True, False)
+    ]
+    assert_same(runs[0].state.model, runs[1].state.model)
+    assert logged(runs[0], "loss/train/kd") == logged(runs[1], "loss/train/kd") != []
+
+
+def test_a_student_that_begins_to_write_late_is_told_of_and_copied_from_then_on(caplog):
+    seen = []
+    for changes in (True, False):
+        teacher = RecorderOfDict(mlp(1))
+        student = Changing("writes", changes=changes, begins=6)
+        fit(student, Distillation(teacher, KLDivergence()), train_dataloader=rows(100))
+        seen.append(teacher.inputs)
+    same = [torch.equal(ours, theirs) for ours, theirs in zip(*seen, strict=True)]
+    assert same == [True] * 6 + [False] + [True] * 3
+    assert caplog.text.count("its teachers read one microbatch as it left it") == 1
+
+
+class Tempered(Classifier):
+    def loss(self, outputs, batch):
+        return F.cross_entropy(outputs.div_(3.0), batch[1])
+
+
+def test_a_loss_that_writes_into_the_logits_is_refused():
+    student = Tempered(mlp(0))
+    with pytest.raises(
+        ValueError, match=r"the student: its answer was changed in place .*\(10, 4\)"
+    ):
+        fit(student, Distillation(mlp(1), KLDivergence()))
+    assert_same(student, Tempered(mlp(0)))
 
 
 def test_a_compiled_student_is_not_compiled_again():

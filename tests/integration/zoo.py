@@ -373,7 +373,7 @@ def logged_kl(student: torch.nn.Module, teacher: torch.nn.Module, batch: Any, ki
     )  # fmt: skip
     term.prepare(state)
     panel.prepare(state, "replicated")
-    return float(term.measure(state, batch, trust_labels=True).loss)
+    return float(term.measure(state, batch, outputs, trust_labels=True).loss)
 
 
 def by_hand(student: torch.nn.Module, teacher: torch.nn.Module, batch: Any, kind: str) -> float:

@@ -111,12 +111,13 @@ class MatchingTerm:
         self.guard.forget()
         self._exchange.forget()
 
-    def measure(self, state: State, view: Any, *, trust_labels: bool) -> Measured:
+    def measure(self, state: State, view: Any, outputs: Any, *, trust_labels: bool) -> Measured:
         """Return the term's unweighted value, and values for the log.
 
         Args:
             state: The Trainer's state at AFTER_LOSS.
             view: The batch as the student saw it.
+            outputs: The student's output, as its loss was given it.
             trust_labels: Not read: no labels are.
 
         Raises:
@@ -128,7 +129,7 @@ class MatchingTerm:
         self._tell_of_cut_batches(state)
         total: Tensor | None = None
         mask: Tensor | None = None
-        for share, ours, theirs, mask in self._features(state, view):
+        for share, ours, theirs, mask in self._features(state, view, outputs):
             value = share * self._distance(ours, theirs, mask)
             total = value if total is None else total + value
         self._exchange.done(self)
@@ -137,17 +138,19 @@ class MatchingTerm:
         positions = None if mask is None else int(mask.sum())
         return Measured(total, {f"distillation/features/{self.name}": total.detach()}, positions)
 
-    def _features(self, state: State, view: Any) -> Iterator[tuple[float, Any, Any, Tensor | None]]:
+    def _features(
+        self, state: State, view: Any, outputs: Any
+    ) -> Iterator[tuple[float, Any, Any, Tensor | None]]:
         """Yield share, student's and teacher's features and mask, of each teacher and pair."""
         panel = self._exchange.panel
         for index, share in panel.draw(int(state.timestamp.batch)):
             for ours, theirs in self._pairs[index]:
-                student = self._exchange.of_student(ours, state.model, state.outputs)
+                student = self._exchange.of_student(ours, state.model, outputs)
                 first = student if isinstance(student, Tensor) else student[0]
                 _check_gradient_path(first, ours.name)
-                microbatch = Microbatch(view, state.outputs, first)
+                microbatch = Microbatch(view, outputs, first)
                 teacher = self._exchange.of_teacher(index, theirs, microbatch, state)
-                mask = mask_for(self.term.mask_fn, view, state.outputs, student, ours.name)
+                mask = mask_for(self.term.mask_fn, view, outputs, student, ours.name)
                 for tensor in (teacher,) if isinstance(teacher, Tensor) else teacher:
                     self.guard.note(panel.labels[index], telling(tensor, mask))
                 key = f"{self.name}/teacher {index}/{ours.name}"
