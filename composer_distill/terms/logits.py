@@ -226,10 +226,15 @@ class LogitsTerm:
         if self.observer is None:
             return None
         compared = microbatch.compared
+
+        def measure(answer: Tensor) -> Tensor:
+            with self._users_loss.untouched():
+                return distance(self._users_loss, compared, answer)[0]
+
         return self.observer.watch(
             values,
             compared if judged else compared._replace(labels=None),
-            lambda answer: distance(self._users_loss, compared, answer)[0],
+            measure,
             alone=alone,
             classes=microbatch.classes,
         )

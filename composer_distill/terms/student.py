@@ -7,7 +7,7 @@ from typing import Any
 from composer.core import State
 from torch import Tensor
 
-from composer_distill.notes import noted
+from composer_distill.teachers.lending import handed
 from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.teachers.outputs import extract_logits, passed_over
 from composer_distill.teachers.roster import AnyTeacher
@@ -124,8 +124,8 @@ class StudentReader:
     def logits(self, outputs: Any) -> Tensor:
         """Return the logits of the student's output, padding of the vocabulary included."""
         if self._output_fn is not None:
-            with noted("student_output_fn", self._output_fn):
-                outputs = self._output_fn(outputs)
+            with handed(outputs, "student_output_fn", self._output_fn) as given:
+                outputs = self._output_fn(given)
         logits = extract_logits(outputs, "the student")
         if not self._asked:
             self._tell_choice(outputs)

@@ -1,13 +1,18 @@
 """A ``kd_loss_fn`` that is none of ours: called with care, whatever it does."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from composer_distill.losses import DistillationLoss
 from composer_distill.notes import noted
+from composer_distill.teachers.splitting import map_tensors
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +58,25 @@ class UsersLoss:
             )
         return distance.mean()
 
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """Have the function keep nothing of calls inside a ``with`` block.
+
+        A running mean in a buffer or an attribute is that of the calls that train. Attributes of
+        the function, of its object or of its modules are copies meanwhile; what it finds elsewhere,
+        such as in a closure, is not known.
+        """
+        own = [] if isinstance(self.function, DistillationLoss) else _attributes(self.function)
+        before = [dict(attributes) for attributes in own]
+        for attributes in own:
+            attributes.update(map_tensors(attributes, _copied))
+        try:
+            yield
+        finally:
+            for attributes, kept in zip(own, before, strict=True):
+                attributes.clear()
+                attributes.update(kept)
+
     def _lent(self, logits: Tensor, dtype: torch.dtype) -> Tensor:
         cast = logits.to(dtype)
         return logits.clone() if cast is logits and self._copies else cast
@@ -66,6 +90,20 @@ class UsersLoss:
                 "given copies from now on, which cost their memory once more; clone() them in it, "
                 "or leave out what ends with an underscore."
             )
+
+
+def _attributes(function: Any) -> list[dict[str, Any]]:
+    """Return where a function, its object and the modules of that keep their attributes."""
+    while isinstance(function, partial):
+        function = function.func
+    owner = getattr(function, "__self__", function)
+    owners = owner.modules() if isinstance(owner, nn.Module) else [owner]
+    known = (one for one in owners if not isinstance(one, type | ModuleType))
+    return [vars(one) for one in known if hasattr(one, "__dict__")]
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
 
 
 class GradientShield:
