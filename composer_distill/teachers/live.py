@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from composer.core import State, get_precision_context
-from torch import Tensor
+from torch import Tensor, nn
 
 from composer_distill.notes import add_note
 from composer_distill.teachers.head_recorder import Head, HeadRecorder
@@ -15,6 +15,7 @@ from composer_distill.teachers.heads import only_at, without_logits
 from composer_distill.teachers.lane import share_workspace
 from composer_distill.teachers.lending import Lending
 from composer_distill.teachers.microbatch import Microbatch
+from composer_distill.teachers.modes import common_modules, modes_kept
 from composer_distill.teachers.outputs import call_model, extract_logits, names_read
 from composer_distill.teachers.packed import cannot_read, reads_over_borders
 from composer_distill.teachers.sharding import Sharding, is_to_be_sharded, reshard, shard
@@ -40,6 +41,7 @@ class LiveTeacher:
         self._device = torch.device("cpu")
         self.sharded = self._shares = False  # known from INIT on
         self._away = self._told = False
+        self._common: list[nn.Module] = []  # such as a dropout without tensors
         self._recorder: HeadRecorder | None = None
         self._lending = Lending(label)
         self.call: Forward = call_model  # by which its model runs: others may listen there
@@ -57,7 +59,9 @@ class LiveTeacher:
         self._device = state.device.tensor_to_device(torch.empty(0)).device
         self._away = False
         self._lending = Lending(self.label)
-        self.teacher.freeze()
+        self._common = common_modules(state.model, self.teacher.model)
+        with modes_kept(self._common):
+            self.teacher.freeze()
         self._shares = share_workspace(state.model, self.teacher.model)
         self.sharded = is_to_be_sharded(self.teacher.model, sharding, state, self.label)
         if self.sharded:
@@ -148,7 +152,7 @@ class LiveTeacher:
             self._tell_of_packed(microbatch.view, over=over)
         call = partial(self.call, over_borders=True) if over else self.call
         with untouched_streams(microbatch.logits.device), torch.no_grad(), precision, around:
-            with self._lending.lend(microbatch.view) as batch:
+            with self._lending.lend(microbatch.view) as batch, modes_kept(self._common):
                 try:
                     logits = self.teacher.forward(batch, call, extract)
                 except Exception as error:

@@ -1,6 +1,6 @@
 """Train and eval mode: seen, and left for a moment."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,25 @@ def any_trains(model: nn.Module) -> bool:
         if module is not None and module._modules:
             found += module._modules.values()
     return False
+
+
+def common_modules(student: nn.Module, teacher: nn.Module) -> list[nn.Module]:
+    """Return the modules that are the same in both; none where the teacher is the student."""
+    if student is teacher:
+        return []
+    theirs = {id(module) for module in teacher.modules()}
+    return [module for module in student.modules() if id(module) in theirs]
+
+
+@contextmanager
+def modes_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Have modules in the modes behind a ``with`` block that they had before it."""
+    modes = [module.training for module in modules]
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
 
 
 @contextmanager

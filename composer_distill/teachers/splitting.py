@@ -1,6 +1,7 @@
 """Batches in pieces, copies of their containers, and whether one still holds what it held."""
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ def shallow_copy(batch: Any) -> Any:
     """Copy a batch's containers, at every depth, and share what they hold.
 
     Args:
-        batch: A tensor, tuple, list or mapping, nested at will.
+        batch: A tensor, tuple, list, mapping or dataclass, nested at will.
 
     Example:
         >>> batch = {"ids": [1, 2]}
@@ -35,7 +36,7 @@ def split(batch: Any, size: int) -> Iterator[Any]:
     entry in all, or no axis, goes with every piece.
 
     Args:
-        batch: A tensor, tuple, list or mapping, nested at will.
+        batch: A tensor, tuple, list, mapping or dataclass, nested at will.
         size: The number of samples in a piece.
 
     Raises:
@@ -55,7 +56,7 @@ def take(batch: Any, rows: Tensor, samples: int) -> Any:
     """Return some samples of a batch, as :func:`split` cuts it.
 
     Args:
-        batch: A tensor, tuple, list or mapping, nested at will.
+        batch: A tensor, tuple, list, mapping or dataclass, nested at will.
         rows: Which samples.
         samples: How many the batch has.
 
@@ -99,7 +100,7 @@ def parts_of(batch: Any) -> list[tuple[Any, int]]:
     """Return all that a batch holds, each tensor with the number of times it was written to.
 
     Args:
-        batch: A tensor, tuple, list or mapping, nested at will.
+        batch: A tensor, tuple, list, mapping or dataclass, nested at will.
     """
     return [(part, _version(part)) for part in _walk(batch)]
 
@@ -136,6 +137,8 @@ def _walk(value: Any) -> Iterator[Any]:
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
         for entry in value:
             yield from _walk(entry)
+    elif _is_dataclass(value):
+        yield from _walk(_fields(value))
     else:
         yield value
 
@@ -170,7 +173,17 @@ def _rebuild(value: Any, leaf: Callable[[Any], Any]) -> Any:
 
 
 def _is_container(value: Any) -> bool:
-    return isinstance(value, Mapping | tuple | list)
+    return isinstance(value, Mapping | tuple | list) or _is_dataclass(value)
+
+
+def _is_dataclass(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """Return what a dataclass holds by name; a field may be unset."""
+    names = (field.name for field in dataclasses.fields(value))
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}
 
 
 def _rebuild_once(value: Any, function: Callable[[Any], Any]) -> Any:
@@ -186,4 +199,9 @@ def _rebuild_once(value: Any, function: Callable[[Any], Any]) -> Any:
         return type(value)(*map(function, value))
     if isinstance(value, tuple | list):
         return type(value)(map(function, value))
+    if _is_dataclass(value):
+        view = copy.copy(value)
+        for name, item in _fields(value).items():
+            object.__setattr__(view, name, function(item))  # it may be frozen
+        return view
     return value

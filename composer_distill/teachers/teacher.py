@@ -230,9 +230,12 @@ class Teacher:
         if any_trains(self.model):  # at each use: whoever holds the model may have called train()
             self.model.eval()
         view = self._view(batch)
-        pieces = [view] if self.microbatch_size is None else split(view, self.microbatch_size)
+        pieces = () if self.microbatch_size is None else split(view, self.microbatch_size)
         with on_device(self.model, self._device) if self.offload else nullcontext():
-            answers = [self._answer(piece, call, extract) for piece in pieces]
+            if self.microbatch_size is None:
+                return self._answer(view, call, extract)
+            # A model may answer in the same memory each time, as a replayed CUDA graph does
+            answers = [self._answer(piece, call, extract).clone() for piece in pieces]
         return answers[0] if len(answers) == 1 else torch.cat(answers)
 
     def fingerprint(self) -> str:

@@ -1,9 +1,11 @@
 """Teachers, and students, that change their input in place change nothing for anybody else."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from composer.algorithms import SAM, MixUp
-from composer.core import Event
+from composer.core import DataSpec, Event
 from integration.harness import (
     Classifier,
     Recorder,
@@ -271,6 +273,61 @@ def test_what_a_student_or_its_loss_does_to_its_batch_and_answer_is_its_own(way)
     ]
     assert_same(runs[0].state.model, runs[1].state.model)
     assert logged(runs[0], "loss/train/kd") == logged(runs[1], "loss/train/kd") != []
+
+
+@dataclass(frozen=True)
+class Sample:
+    x: torch.Tensor
+    labels: torch.Tensor
+
+
+class OfSamples(Classifier):
+    def __init__(self, *, writes):
+        super().__init__(mlp(0))
+        self.writes = writes
+
+    def forward(self, batch):
+        return self.module(batch.x.sub_(0.5) if self.writes else batch.x - 0.5)
+
+    def loss(self, outputs, batch):
+        return F.cross_entropy(outputs, batch.labels)
+
+
+class OfSample(OfDict):
+    def forward(self, batch):
+        return self.net(batch.x.clone())
+
+
+def test_what_a_student_writes_into_a_dataclass_is_its_own():
+    def train(writes):
+        collate = lambda rows: Sample(*map(torch.stack, zip(*rows, strict=True)))  # noqa: E731
+        data = DataSpec(
+            DataLoader(dataset(40), batch_size=10, collate_fn=collate),
+            get_num_samples_in_batch=lambda batch: len(batch.x),
+            split_batch=lambda batch, size: [batch],
+        )
+        term = Distillation(OfSample(), KLDivergence(2.0))
+        return fit(OfSamples(writes=writes), term, train_dataloader=data)
+
+    assert_same(train(True).state.model, train(False).state.model)
+
+
+def test_a_dropout_that_student_and_teacher_share_stays_in_the_students_mode():
+    def train(shares):
+        student, teacher = mlp(0, dropout=0.5), mlp(1, dropout=0.5)
+        teacher[2] = student[2] if shares else teacher[2]
+        return fit(
+            Classifier(student),
+            Distillation(teacher, KLDivergence(2.0), eval_teachers=True),
+            train_dataloader=loader(40),
+            eval_dataloader=loader(20),
+            eval_interval="1ba",
+            device_train_microbatch_size=5,
+        )
+
+    shared, apart = train(True), train(False)
+    assert_same(shared.state.model, apart.state.model)
+    assert without_time(entries_of(shared)) == without_time(entries_of(apart))
 
 
 def test_a_student_that_begins_to_write_late_is_told_of_and_copied_from_then_on(caplog):

@@ -282,3 +282,21 @@ def test_fingerprint_of_any_type(dtype):
     holder.register_buffer("empty", torch.ones(0, dtype=dtype))
     holder.register_buffer("scalar", torch.ones((), dtype=dtype))
     assert len(Teacher(holder).fingerprint()) == 12
+
+
+class AnswersInPlace(nn.Module):
+    """Gives each answer in the same memory, as a replayed CUDA graph does."""
+
+    def __init__(self):
+        super().__init__()
+        self.memory = torch.empty(8, 3)
+
+    def forward(self, inputs):
+        return self.memory[: len(inputs)].copy_(inputs)
+
+
+def test_pieces_answered_in_the_same_memory_are_told_apart():
+    inputs = torch.randn(5, 3)
+    teacher = Teacher(AnswersInPlace(), microbatch_size=2)
+    answers = teacher.forward(inputs, lambda model, batch: model(batch), lambda logits: logits)
+    assert torch.equal(answers, inputs)

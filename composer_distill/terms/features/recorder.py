@@ -142,7 +142,8 @@ class Recorder:
                 return None
             return type(output)(**{name: x for name, x in output.items() if name != key})
 
-        return module.register_forward_hook(note)
+        # Before those who began earlier: the first of all takes the entry out again
+        return module.register_forward_hook(note, prepend=True)
 
 
 def first_tensor(value: Any) -> Any:

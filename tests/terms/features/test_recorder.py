@@ -1,5 +1,7 @@
 """Hooks that cannot lie: each guard has a test that fails without it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -129,3 +131,29 @@ def test_hooks_are_gone_when_listening_stops():
     model(torch.zeros(3, 4))
     with pytest.raises(ValueError, match="did not run"):
         recorder.value(Tap("0", model[0]))
+
+
+class Answers(nn.Module):
+    """Answers as a Hugging Face model does, with hidden states where its config says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(output_hidden_states=False)
+
+    def forward(self, inputs):
+        states = {"hidden_states": (inputs, 2 * inputs)} if self.config.output_hidden_states else {}
+        return {"logits": inputs, **states}
+
+
+def test_two_who_want_an_entry_of_one_forward_both_hear_it_and_leave_none():
+    model = Answers()
+    tap = Tap("hidden_states.1", model, key="hidden_states", index=1)
+    recorders = Recorder("one"), Recorder("other")
+    for recorder in recorders:
+        recorder.listen([tap])
+    output = model(torch.ones(2))
+    for recorder in recorders:
+        recorder.stop()
+    assert [recorder.value(tap).tolist() for recorder in recorders] == [[2.0, 2.0]] * 2
+    assert list(output) == ["logits"]
+    assert not model.config.output_hidden_states
