@@ -212,7 +212,7 @@ class EventHandlers:
     def _listen(self, state: State, logger: Logger) -> None:
         """BEFORE_FORWARD: some terms need more than the student's output, some teachers begin."""
         self._is_open = True
-        self._given.listen(state.model)
+        self._given.listen(state)
         self._panel.look_ahead(state)
         for term in self._listeners:
             term.start_forward(state)

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import torch
+from composer.core import State
 from torch import Tensor, nn
 
 from composer_distill.teachers.splitting import map_tensors, parts_of, shallow_copy
@@ -29,10 +30,15 @@ class GivenBatch:
         self._handle: Any = None
         self._noted: tuple[Any, list[tuple[Tensor, int, Tensor | None]]] | None = None
 
-    def listen(self, student: nn.Module) -> None:
+    def listen(self, state: State) -> None:
         """Note the batch when the student is called with it, behind all who may change it."""
         self.forget()
-        self._handle = student.register_forward_pre_hook(lambda _, given: self.note(*given))
+
+        def hear(student: nn.Module, given: tuple[Any, ...]) -> None:
+            if given and given[0] is state.batch:  # an algorithm may call it with another
+                self.note(given[0])
+
+        self._handle = state.model.register_forward_pre_hook(hear)
 
     def note(self, batch: Any) -> None:
         """Note what the student is about to read; what its loss calls it with is no batch."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from composer.algorithms import SAM, MixUp
-from composer.core import DataSpec, Event
+from composer.core import Algorithm, DataSpec, Event
 from integration.harness import (
     Classifier,
     Recorder,
@@ -368,3 +368,23 @@ def test_a_compiled_student_is_not_compiled_again():
     term = Distillation(mlp(1), KLDivergence())
     fit(student, term, train_dataloader=loader(60), compile_config={"backend": backend})
     assert len(compiled) == 1
+
+
+class Asks(Algorithm):
+    """Calls the student with a batch of its own, just before it is called with the Trainer's."""
+
+    def match(self, event, state):
+        return event == Event.BEFORE_FORWARD
+
+    def apply(self, event, state, logger):
+        inputs, targets = state.batch
+        with torch.no_grad():
+            state.model((inputs + 1.0, targets))
+
+
+def test_a_student_that_is_called_with_another_batch_too():
+    teacher, student = Recorder(mlp(1)), Recorder(mlp(0))
+    fit(Classifier(student), [Distillation(teacher, KLDivergence()), Asks()])
+    seen = student.inputs[1::2]  # each time the second, which is the Trainer's
+    assert len(seen) == len(teacher.inputs) == 2
+    assert all(ours.equal(theirs) for ours, theirs in zip(seen, teacher.inputs, strict=True))
