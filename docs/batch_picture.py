@@ -5,8 +5,9 @@ from pathlib import Path
 ROOMS = ("Composer", "training/", "terms/", "telemetry/", "teachers/", "losses/")
 # From room, to room, what is said; each is an arrow, or a note where both are the same
 STEPS = (
+    ("Composer", "training/", "the student is called: the batch as it sees it"),
     ("Composer", "Composer", "forward of the student"),
-    ("Composer", "training/", "AFTER_FORWARD: the batch as it saw it"),
+    ("Composer", "training/", "BEFORE_LOSS: its answer as it gave it"),
     ("Composer", "Composer", "the student's own loss"),
     ("Composer", "training/", "AFTER_LOSS"),
     ("training/", "terms/", "measure each term whose weight is above 0"),
