@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from composer_distill.notes import noted
 from composer_distill.teachers.splitting import map_tensors, parts_of, same_parts, shallow_copy
 
 log = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ class Lending:
 
 
 @contextmanager
-def handed(value: Any, argument: str, function: Any, with_what: str = "") -> Iterator[Any]:
+def handed(value: Any, argument: str, function: Any, of: str = "") -> Iterator[Any]:
     """Give a function of the user's what others read too, inside a ``with`` block.
 
     It gets containers of its own, so that it may take entries out.
@@ -71,18 +70,17 @@ def handed(value: Any, argument: str, function: Any, with_what: str = "") -> Ite
         value: A batch, or a model's output.
         argument: The argument's name.
         function: What was passed for it.
-        with_what: What it was called with, in words.
+        of: Whose it is, in words.
 
     Raises:
         ValueError: If it wrote into a tensor.
     """
     before = parts_of(value)
-    with noted(argument, function, with_what):
-        yield shallow_copy(value)
+    yield shallow_copy(value)
     if not same_parts(before, parts_of(value)):
         name = getattr(function, "__qualname__", None) or type(function).__name__
         raise ValueError(
-            f"{argument} ({name}){with_what} writes into a tensor that it is given, which others "
+            f"{argument} ({name}){of} writes into a tensor that it is given, which others "
             "read too. clone() it first, or leave out what ends with an underscore."
         )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from composer_distill.teachers.lending import handed
+from composer_distill.notes import noted
 from composer_distill.terms.task import IGNORED_LABEL, Task, next_labels
 
 MaskFn = Callable[[Any, Any], Tensor | None]
@@ -184,8 +184,8 @@ def kept_positions(
     elif mask_fn is loss_positions:
         mask = loss_positions(batch, outputs, shift=task.shift and not task.aligned)
     else:
-        with handed((batch, outputs), "mask_fn", mask_fn) as given:
-            mask = mask_fn(*given)
+        with noted("mask_fn", mask_fn):
+            mask = mask_fn(batch, outputs)
     if mask is None:
         return None
     name = getattr(mask_fn, "__name__", None) or type(mask_fn).__name__

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from composer_distill.losses import FusedLinearKL
+from composer_distill.notes import noted
 from composer_distill.teachers.lending import handed
 from composer_distill.teachers.roster import AnyTeacher
 from composer_distill.teachers.source import Source
@@ -128,7 +129,8 @@ def _by_function(
 ) -> Tensor:
     if route is None:
         return torch.ones(samples, dtype=torch.bool)
-    with handed(batch, "route", route, f" of {label}") as given:
+    of = f" of {label}"
+    with handed(batch, "route", route, of) as given, noted("route", route, of):
         rows = route(given)
     if not isinstance(rows, Tensor) or rows.dtype != torch.bool:
         found = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__

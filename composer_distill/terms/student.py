@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from composer.core import State
 from torch import Tensor
 
+from composer_distill.notes import noted
 from composer_distill.teachers.lending import handed
 from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.teachers.outputs import extract_logits, passed_over
@@ -124,8 +126,9 @@ class StudentReader:
     def logits(self, outputs: Any) -> Tensor:
         """Return the logits of the student's output, padding of the vocabulary included."""
         if self._output_fn is not None:
-            with handed(outputs, "student_output_fn", self._output_fn) as given:
-                outputs = self._output_fn(given)
+            name, function = "student_output_fn", self._output_fn
+            with handed(outputs, name, function) as given, noted(name, function):
+                outputs = function(given)
         logits = extract_logits(outputs, "the student")
         if not self._asked:
             self._tell_choice(outputs)
@@ -164,7 +167,10 @@ class StudentReader:
             with_labels: Whether labels are wanted.
         """
         task = task or self.task
-        mask = kept_positions(self._mask_fn, view, outputs, logits, task, axis)
+        seen, mask_fn = (view, outputs), self._mask_fn
+        lent = nullcontext(seen) if mask_fn is None else handed(seen, "mask_fn", mask_fn)
+        with lent as (batch, answer):
+            mask = kept_positions(mask_fn, batch, answer, logits, task, axis)
         if mask is None and self._mask_fn is None:
             self._look_for_padding(view, logits, task)
         labels = aligned_labels(view, logits, task, axis) if with_labels else None
