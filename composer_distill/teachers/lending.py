@@ -39,11 +39,11 @@ class Lending:
             ValueError: If the teacher, which left its first batch alone, changed this one.
         """
         lent = batch if self._copies is False else map_tensors(batch, Tensor.clone)
-        before = _versions(lent)
+        before = parts_of(lent)
         yield lent
         if self._copies:
             return
-        changed = _versions(lent) != before
+        changed = not same_parts(before, parts_of(lent))
         if changed and self._copies is False:
             raise ValueError(
                 f"{self._label}: it changed its input in place, which it did not at its first "
@@ -83,16 +83,3 @@ def handed(value: Any, argument: str, function: Any, of: str = "") -> Iterator[A
             f"{argument} ({name}){of} writes into a tensor that it is given, which others "
             "read too. clone() it first, or leave out what ends with an underscore."
         )
-
-
-def _versions(batch: Any) -> list[int]:
-    """Return how often each tensor was written to; an inference tensor can't be, outside."""
-    versions: list[int] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        if not tensor.is_inference():
-            versions.append(tensor._version)
-        return tensor
-
-    map_tensors(batch, note)
-    return versions

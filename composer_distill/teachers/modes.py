@@ -56,10 +56,7 @@ def eval_mode_within(model: nn.Module) -> Iterator[None]:
         [True, False]
     """
     training = [module for module in model.modules() if module.training]
-    try:
+    with modes_kept(training):
         for module in training:
             module.training = False
         yield
-    finally:
-        for module in training:
-            module.training = True

@@ -13,7 +13,6 @@ from composer_distill.teachers.microbatch import Microbatch
 from composer_distill.telemetry.observer import Observer, Watch
 from composer_distill.telemetry.parts import of_a_part
 from composer_distill.telemetry.values import top1_agreement
-from composer_distill.terms.comparison import compares_classes
 from composer_distill.terms.distance import check_gradient_path, distance
 from composer_distill.terms.guard import FiniteGuard
 from composer_distill.terms.judging import TeacherJudge
@@ -60,8 +59,8 @@ class LogitsTerm:
         self.observer = observer
         self.judge = judge
         self.guard = FiniteGuard(_REMEDY)
-        self.read = MicrobatchReader(reader, kd_loss_fn, panel, judge).read
-        self._classes = compares_classes(kd_loss_fn)
+        reading = MicrobatchReader(reader, kd_loss_fn, panel, judge)
+        self.read, self._classes = reading.read, reading.classes
         self._users_loss = UsersLoss(kd_loss_fn)
         self._skips = on_nonfinite == "skip"
 

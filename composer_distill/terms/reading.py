@@ -43,7 +43,7 @@ class MicrobatchReader:
         self._needs_labels: bool = getattr(kd_loss_fn, "needs_labels", False)
         self._wants_labels = self._needs_labels or (judge is not None and judge.needs_labels)
         self._multi_hot = MultiHotWatch(kd_loss_fn)
-        self._classes = compares_classes(kd_loss_fn)
+        self.classes = compares_classes(kd_loss_fn)
 
     @property
     def class_axis(self) -> int:
@@ -88,7 +88,7 @@ class MicrobatchReader:
         self, view: Any, outputs: Any, logits: Tensor, task: Task | None, with_labels: bool
     ) -> Microbatch:
         """Return the microbatch: of the student it reads shapes alone, save for a user's mask."""
-        axis, classes = self.class_axis, self._classes
+        axis, classes = self.class_axis, self.classes
         with_labels |= self._wants_labels
         found = self._reader.read(
             view, outputs, logits, axis=axis, task=task, with_labels=with_labels

@@ -63,14 +63,14 @@ class GivenBatch:
         """Return the batch with what was changed since put back, and keep nothing of it."""
         view, before = self._noted or (None, [])
         self.forget()
-        changed = {
-            id(was): copy for was, *noted, copy in before if self._changed(was, copy, *noted)
-        }
+        changed = [
+            (was, copy) for was, version, copy in before if self._changed(was, version, copy)
+        ]
         if not changed:
             return view
         if not self._writes:
             self._writes = True
-            late = any(copy is None for copy in changed.values())
+            late = any(copy is None for _, copy in changed)
             _log.warning(
                 "the student changes its input in place%s: teachers get a copy of each batch as it "
                 "was given to the student, which takes the batch's memory once more. A model that "
@@ -80,9 +80,10 @@ class GivenBatch:
                 if late
                 else "",
             )
-        return map_tensors(view, lambda tensor: _either(changed.get(id(tensor)), tensor))
+        copies = {id(was): copy for was, copy in changed if copy is not None}
+        return map_tensors(view, lambda tensor: copies.get(id(tensor), tensor))
 
-    def _changed(self, was: Tensor, copy: Tensor | None, version: int) -> bool:
+    def _changed(self, was: Tensor, version: int, copy: Tensor | None) -> bool:
         if was._version != version:
             return True
         # No version tells of what was written through .data or NumPy
@@ -126,10 +127,6 @@ class GivenAnswer:
                     "write logits / 2 instead of logits.div_(2), or clone() them first."
                 )
         return self._outputs
-
-
-def _either(copy: Tensor | None, tensor: Tensor) -> Tensor:
-    return tensor if copy is None else copy
 
 
 def _same(tensor: Tensor, copy: Tensor) -> bool:
